@@ -1,0 +1,57 @@
+"""Write `paramcompress/prior.py`: the token frequencies that every context of the entropy coder starts from.
+
+Usage:  python benchmarks/make_prior.py        prints the module; redirect it to paramcompress/prior.py
+
+No checkpoint goes in. Each scale class is simulated: numbers from a generalised Gaussian (shape 1.6, between Laplace and Gauss, where
+trained weights lie), scales spread over the half octave that a class stands for, through the trellis quantiser itself, with the costs
+that result fed back three times. The prior weighs PRIOR_SYMBOLS symbols, so that a few hundred weights outweigh it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paramcompress.entropy import N_CLASSES, N_TOKENS, UNIT_CLASS, Scales, histogram, raw_bits_of, token_of
+from paramcompress.quantize import quantize
+from paramcompress.trellis import TRELLISES
+
+SHAPE = 1.6
+N_SAMPLES = 1 << 17
+PRIOR_SYMBOLS = 24
+COUNT = 16
+BIT_WEIGHT = 0.45
+"""Squared steps a bit is worth: 2 ln 2 times the mean squared error at high rate, a little more as the layer codec uses it."""
+CLASS_SPREAD = 0.35
+"""Standard deviation, in octaves, of a weight's true scale about the centre of its class."""
+
+
+def simulate(scale_class: int) -> np.ndarray:
+    """(2, N_TOKENS) frequencies of a class by quantiser."""
+    rng = np.random.default_rng(scale_class)
+    size = rng.gamma(1 / SHAPE, 1, N_SAMPLES) ** (1 / SHAPE)
+    size /= np.sqrt((size**2).mean())
+    octaves = (scale_class - UNIT_CLASS) / 2 + CLASS_SPREAD * rng.standard_normal(N_SAMPLES)
+    x = (2 * size * 2.0**octaves * rng.choice([-1, 1], N_SAMPLES)).astype(np.float32)[None]
+    scales = Scales(scale_class, np.zeros(N_SAMPLES, np.int16), np.zeros(1, np.int16))
+    tokens = np.array([token_of(k) for k in range(128)])
+    raw = np.array([raw_bits_of(k) for k in range(128)])
+    counts = np.ones((N_CLASSES, 2, N_TOKENS)) * np.exp2(-np.arange(N_TOKENS) / 2.0 ** max((scale_class - UNIT_CLASS) / 2, -1))
+    for _ in range(3):
+        cost = -np.log2(counts / counts.sum(-1, keepdims=True))[:, :, tokens] + raw
+        points, _ = quantize(x, scales, TRELLISES[8], cost.astype(np.float32), BIT_WEIGHT)
+        counts = histogram(points, scales, TRELLISES[8]) + 0.25 ** np.arange(N_TOKENS)
+    return counts[scale_class] / counts[scale_class].sum(-1, keepdims=True)
+
+
+def main() -> None:
+    print('"""Token frequencies that every context starts from, by scale class and quantiser. Part of the format.')
+    print('\nWritten by benchmarks/make_prior.py, which says how.\n"""\n')
+    print("import numpy as np\n\n# fmt: off\nPRIOR = np.array([")
+    for scale_class in range(N_CLASSES):
+        for row in simulate(scale_class):
+            print("   ", str([max(1, round(COUNT * PRIOR_SYMBOLS * p)) for p in row]) + f",  # class {scale_class}")
+    print("], np.int32)\n# fmt: on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Squeeze trained checkpoints into compact safetensors files, with a measured error for every layer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BudgetError,
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    EncodeError,
+    FormatError,
+    OutputError,
+    ParamCompressError,
+    UnsupportedFormatError,
+    VerificationError,
+)
+from .records import LayerReport, Report
+
+if TYPE_CHECKING:
+    from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
+
+    __version__: str
+
+__all__ = [
+    "BudgetError",
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigError",
+    "EncodeError",
+    "FormatError",
+    "LayerReport",
+    "OutputError",
+    "ParamCompressError",
+    "Report",
+    "UnsupportedFormatError",
+    "VerificationError",
+    "__version__",
+    "expand",
+    "inspect",
+    "load_file",
+    "load_into",
+    "open_file",
+    "squeeze",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The conductor's functions and the version, loaded at first use: `--help` waits for neither torch nor numba."""
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+            return "0+unknown"
+    if name in __all__:
+        return getattr(import_module(".pipeline", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,12 @@
+"""The door for checkpoints: torch files, safetensors files and sharded folders come in here and go out again.
+
+It knows names, files and nesting, and no compression. Nothing foreign is ever executed.
+"""
+
+from __future__ import annotations
+
+from .read import from_tensors, open_checkpoint
+from .records import Checkpoint, TensorInfo
+from .write import kind_for, write_checkpoint
+
+__all__ = ["Checkpoint", "TensorInfo", "from_tensors", "kind_for", "open_checkpoint", "write_checkpoint"]

@@ -1,0 +1,193 @@
+"""The commands that make, open and check squeezed files. Each parses, makes one call, and renders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from .. import config as settings
+from ..records import SCHEMA_VERSION
+from .options import File, Force, Json, Quiet, Verbose, Workers
+
+
+def squeeze(
+    model: Annotated[
+        Path, Argument(metavar="MODEL", help="Checkpoint file, or folder with an index.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        Option("--out", "-o", help="File to write; beside MODEL as NAME.squeezed.safetensors if not given."),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        Option(metavar="SIZE", help="Least error in at most SIZE, such as 3MB or 400KiB."),
+    ] = None,
+    bits_per_weight: Annotated[float | None, Option(metavar="B", help="The same, relative to the weights.")] = None,
+    max_rel_error: Annotated[
+        float | None,
+        Option(metavar="E", help="Fewest bytes with a relative error of at most E per matrix."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        Option(
+            "--set",
+            metavar="PATTERN:KEY=VALUE,...",
+            help="Settings of the layers that match a name, a glob or re:REGEX. "
+            "Keys: max_rel_error, dictionary, rank, density, exact. Repeatable; later wins.",
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        Option(metavar="PATTERN", help="Squeeze only these; the rest stays exact."),
+    ] = None,
+    exclude: Annotated[list[str] | None, Option(metavar="PATTERN", help="Keep these exact.")] = None,
+    config: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Settings from a TOML file, overruled by the command line. Keys are the options with _ for -; "
+            "a table layers maps patterns to --set keys.",
+        ),
+    ] = None,
+    effort: Annotated[settings.Effort | None, Option(help="Time spent on looking for fewer bytes.")] = None,
+    workers: Workers = None,
+    device: Annotated[str | None, Option(help="Where torch computes, such as cpu or cuda.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Source of all randomness.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the plan and the predicted size; write nothing.")] = False,
+    no_verify: Annotated[bool, Option("--no-verify", help="Do not read back and measure what was written.")] = False,
+    force: Force = False,
+    report: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the report to a .json or .md file as well.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Squeeze a checkpoint; report the error of every layer.
+
+    The target is one of --target-size, --bits-per-weight and --max-rel-error.
+
+    \b
+    Example:
+      paramcompress squeeze model.pt --max-rel-error 0.02 --set 'fc*:rank=16'
+    """
+    from .. import report as reports
+
+    given = _given(
+        target_size=target_size,
+        bits_per_weight=bits_per_weight,
+        max_rel_error=max_rel_error,
+        include=include,
+        exclude=exclude,
+        effort=effort,
+        workers=workers,
+        device=device,
+        seed=seed,
+    )
+    options = settings.merge(settings.read(config) if config else {}, given, set_ or ())
+    if report:
+        reports.check_destination(report, force=force)
+
+    from .. import pipeline
+    from . import terminal
+
+    with terminal.progress("squeezing", quiet=quiet) as progress:
+        result = pipeline.squeeze(
+            model,
+            out or pipeline.default_output(model),
+            dry_run=dry_run,
+            verify=not no_verify,
+            force=force,
+            progress=progress,
+            **options,
+        )
+    if report:
+        reports.write(result, report)
+    terminal.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+    if dry_run and not (as_json or quiet):
+        terminal.say("dry run: nothing was written, sizes and errors are predictions")
+
+
+def expand(
+    file: File,
+    out: Annotated[
+        Path | None, Option("--out", "-o", help="File or folder to write; the kind that was squeezed if not given.")
+    ] = None,
+    dtype: Annotated[
+        str | None, Option(help="Type of floating-point tensors, such as float16; their own if not given.")
+    ] = None,
+    workers: Workers = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Reconstruct the full checkpoint from a squeezed file.
+
+    Names, nesting, order, shapes, types and ties are those that were squeezed.
+
+    \b
+    Example:
+      paramcompress expand model.squeezed.safetensors -o restored.pt
+    """
+    from .. import pipeline
+    from . import terminal
+
+    start_s = perf_counter()
+    with terminal.progress("expanding", quiet=quiet) as progress:
+        written = pipeline.expand(file, out, force=force, progress=progress, **_given(dtype=dtype, workers=workers))
+    if as_json:
+        print(json.dumps({"schema": SCHEMA_VERSION, "source": str(file), "output": str(written)}, indent=2))
+    elif not quiet:
+        terminal.say(f"wrote {written}" + (f" in {perf_counter() - start_s:.1f} s" if verbose else ""))
+
+
+def inspect(file: File, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Show what a squeezed file holds.
+
+    Only the index is read, so this is instant on files of any size.
+
+    \b
+    Example:
+      paramcompress inspect model.squeezed.safetensors --json
+    """
+    from .. import pipeline
+    from . import terminal
+
+    terminal.show(pipeline.inspect(file), as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def verify(
+    file: File,
+    original: Annotated[
+        Path | None,
+        Argument(metavar="MODEL", help="The checkpoint it came from.", show_default=False),
+    ] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Decode a squeezed file and check all it promises.
+
+    Every checksum and hash is checked; with MODEL, the error of every layer is measured again.
+
+    \b
+    Example:
+      paramcompress verify model.squeezed.safetensors model.pt
+    """
+    from .. import pipeline
+    from . import terminal
+
+    with terminal.progress("verifying", quiet=quiet) as progress:
+        result = pipeline.verify(file, original, progress=progress, **_given(workers=workers))
+    terminal.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that stand on the command line; the others keep the conductor's defaults."""
+    return {key: value for key, value in options.items() if value is not None and value != []}

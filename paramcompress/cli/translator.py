@@ -1,0 +1,66 @@
+"""The one place where exceptions become words on stderr and an exit code. Commands hold no `try`.
+
+Errors go to stderr in words also under `--json`: stdout then stays empty, and the exit code carries the verdict.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import ParamCompressError
+
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""What a shell shows for a program that SIGPIPE ended: the reader left, and nobody is there to be told."""
+
+
+class Translator(TyperGroup):
+    """Group of commands that ends every exception with its exit code; typer itself renders wrong usage, exit 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; expected errors and interruptions end here."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except ParamCompressError as error:
+            if error.exit_code == EXIT_BUG or os.environ.get("PARAMCOMPRESS_DEBUG"):
+                traceback.print_exc()
+            _say("error", str(error), "bold red")
+            if error.hint:
+                _say("hint", error.hint, "bold cyan")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say("error", "interrupted", "bold red")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except EOFError as error:  # typer would take it for an impatient user and exit 1
+            raise RuntimeError("input ended unexpectedly") from error
+        return result
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; what still escapes is a bug, and looks like one."""
+        try:
+            return super().main(*args, **kwargs)
+        except Exception:
+            traceback.print_exc()
+            _say("error", "this is a bug in paramcompress; please report it with the lines above", "bold red")
+            sys.exit(EXIT_BUG)
+
+
+def _say(label: str, text: str, style: str) -> None:
+    """One line on stderr, however long, with the control characters of names and paths escaped."""
+    from rich.text import Text
+
+    from ..report import printable
+    from .terminal import console
+
+    console(stderr=True).print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)

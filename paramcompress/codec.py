@@ -1,0 +1,295 @@
+"""One tensor to its bytes and back, in one of two codecs. Chooses nothing and opens no file.
+
+`exact`     byte planes, one zstd frame: any dtype, every bit.
+`factored`  W = scale * C D^T + step * S Q^T, all four matrices in integers; what `fit` found, packed by `entropy`.
+
+A weight tensor is read as a matrix by its shape alone (`Layout`): one row is one feature.
+
+Exactness. C, D, S and Q are integers and atoms are weighted by powers of two, so that each partial sum of a product, in float64, is
+an exact integer times a power of two, whatever the order. What follows is element-wise and in a fixed order: each product times its
+scale, the two added (all in float64), one rounding to float32, one to the tensor's dtype. Hence the same bits on every machine
+and with any number of threads. `Factors.is_exact` is the condition, checked before anything is written.
+
+Byte layout: docs/format.md.  Shapes: W (n_out, n_in * K), D (n_in * K, r), C (n_out, r), S (n_out, n_in * K), Q (K, K).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import zstandard
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paramcompress import entropy
+from paramcompress.dictionaries.cosine import cosine_basis
+from paramcompress.entropy import Scales
+from paramcompress.trellis import TRELLISES, Trellis
+
+EXACT, FACTORED = "exact", "factored"
+TRANSFORMS = ("none", "patch", "cosine")
+"""By number in the stream."""
+PATCH_SCALE = 128
+COSINE_SCALE = 128
+MOST_KERNEL = 256
+"""Largest K that a transform is offered for: its matrix is multiplied with every kernel."""
+LARGEST_KERNEL_AXIS = 16
+"""The last of three axes is a kernel up to this length; above, the tensor is a stack of matrices."""
+_CHUNK = 1 << 19
+"""Weights decoded at a time; bounds the memory of the float64 intermediate."""
+_ZSTD_LEVEL = 9
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tensor read as a matrix of features.
+
+    >>> Layout.of((64, 3, 5, 5))
+    Layout(n_rows=64, n_columns=75, kernel=(5, 5))
+    >>> Layout.of((1, 17, 128)), Layout.of((7,))
+    (Layout(n_rows=17, n_columns=128, kernel=()), Layout(n_rows=7, n_columns=1, kernel=()))
+    """
+
+    n_rows: int
+    n_columns: int
+    kernel: tuple[int, ...]
+    """Kernel axes, last in each row; empty where there are none."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> Layout:
+        """Reading of `shape`; part of the format. Leading axes of size 1 are merged while more than two axes are left."""
+        while len(shape) > 2 and shape[0] == 1:
+            shape = shape[1:]
+        if len(shape) < 2:
+            return cls(math.prod(shape), 1, ())
+        if len(shape) == 3 and shape[2] > LARGEST_KERNEL_AXIS:
+            return cls(shape[0] * shape[1], shape[2], ())
+        return cls(shape[0], math.prod(shape[1:]), tuple(shape[2:]))
+
+    @property
+    def kernel_size(self) -> int:
+        """K, the weights of one kernel; 1 where there are no kernel axes."""
+        return math.prod(self.kernel)
+
+    @property
+    def takes_transform(self) -> bool:
+        return 1 < self.kernel_size <= MOST_KERNEL and self.n_columns % self.kernel_size == 0
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """A matrix of lattice points with what the entropy coder needs to know of it."""
+
+    points: NDArray[np.int32]
+    """(n_columns, n_rows): transposed, as the trellis runs."""
+    scales: Scales | None = None
+    """None in what was decoded: the decoder needs them no longer."""
+    trellis: Trellis = TRELLISES[1]
+
+    def pack(self, period: int = 1) -> bytes:
+        assert self.scales is not None
+        return entropy.pack(self.points, self.scales, self.trellis, period=period)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """C D^T. What atom a adds to the weight: scale * 2 ** exponents[a] * C[:, a] D[:, a]^T."""
+
+    coefficients: Symbols
+    """points (r, n_out)."""
+    atoms: Symbols
+    """points (r, n_in * K)."""
+    exponents: NDArray[np.int8]
+    """(r,)."""
+    scale: float
+    """Units of the weight; representable in float32."""
+
+    def product(self, columns: slice) -> Tensor:
+        """(columns, n_out) float64 of D C^T, scale included."""
+        weighted = self.coefficients.points * np.exp2(self.exponents.astype(np.float64))[:, None]
+        atoms = torch.from_numpy(self.atoms.points[:, columns].astype(np.float64))
+        return (atoms.T @ torch.from_numpy(weighted)).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """All numbers of a factored layer."""
+
+    layout: Layout
+    step: float
+    """Units of the weight; representable in float32."""
+    transform: str
+    """A name of TRANSFORMS."""
+    basis: NDArray[np.int8] | None
+    """Q (K, K) in units of 1 / PATCH_SCALE, where the transform is `patch`."""
+    low_rank: LowRank | None
+    stored: Symbols | None
+    """S; None where all of it is zero."""
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.low_rank is None else len(self.low_rank.exponents)
+
+    @property
+    def n_stored(self) -> int:
+        return 0 if self.stored is None else int(np.count_nonzero(self.stored.points))
+
+    @property
+    def dictionary(self) -> str:
+        """Name as `--set dictionary=` takes it."""
+        parts = ["lowrank"] if self.low_rank is not None else []
+        if self.transform != "none":
+            parts.append(self.transform)
+        return "+".join(parts) or "none"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every partial sum of the reconstruction stays below 2**53 units of its lowest power of two."""
+        if self.stored is not None:
+            peak = float(np.abs(self.stored.points).max(initial=0))
+            if self.basis_matrix is not None:
+                peak *= float(np.abs(self.basis_matrix[0]).sum(1).max())
+            if peak >= 2.0**53:
+                return False
+        if self.low_rank is not None:
+            peaks = [np.abs(one.points).max(1).astype(np.float64) for one in (self.low_rank.coefficients, self.low_rank.atoms)]
+            exponents = self.low_rank.exponents.astype(np.float64)
+            return bool((peaks[0] * peaks[1] * np.exp2(exponents - exponents.min())).sum() < 2.0**53)
+        return True
+
+    @cached_property
+    def basis_matrix(self) -> tuple[NDArray[np.float64], int] | None:
+        """Integers M (K, K) and the exponent e of Q = M * 2**e; None for no transform."""
+        if self.transform == "patch":
+            assert self.basis is not None
+            return self.basis.astype(np.float64), -(PATCH_SCALE.bit_length() - 1)
+        if self.transform == "cosine":
+            axes = self.layout.kernel
+            return cosine_basis(axes, COSINE_SCALE).numpy().astype(np.float64), -((COSINE_SCALE.bit_length() - 1) * len(axes))
+        return None
+
+    def reconstruct(self) -> NDArray[np.float32]:
+        """W_hat (n_out, n_in * K) in float32."""
+        n_rows, n_columns = self.layout.n_rows, self.layout.n_columns
+        out = np.empty((n_rows, n_columns), np.float32)
+        period = self.layout.kernel_size
+        width = max(1, _CHUNK // max(n_rows, 1) // period) * period
+        for first in range(0, n_columns, width):
+            here = slice(first, min(first + width, n_columns))
+            total = torch.zeros(here.stop - first, n_rows, dtype=torch.float64)
+            if self.stored is not None:
+                total = torch.from_numpy(self.stored.points[here].astype(np.float64))
+                if self.basis_matrix is not None:
+                    matrix, exponent = self.basis_matrix
+                    kernels = total.view(-1, period, n_rows)
+                    total = (torch.from_numpy(matrix) @ kernels).mul_(2.0**exponent).view(-1, n_rows)
+                total.mul_(self.step)
+            if self.low_rank is not None:
+                total.add_(self.low_rank.product(here))
+            out[:, here] = total.float().T.numpy()
+        return out
+
+
+# ------------------------------------------------------------------------------------------- factored
+
+
+def encode_factored(factors: Factors) -> bytes:
+    """Stream of a factored layer."""
+    head = TRANSFORMS.index(factors.transform) | (16 if factors.low_rank is not None else 0)
+    out = bytearray(struct.pack("<Bf", head, factors.step))
+    if factors.basis is not None:
+        out += factors.basis.tobytes()
+    if factors.low_rank is not None:
+        out += struct.pack("<f", factors.low_rank.scale)
+        out += entropy.varint(factors.rank) + factors.low_rank.exponents.tobytes()
+        for symbols in (factors.low_rank.coefficients, factors.low_rank.atoms):
+            packed = symbols.pack()
+            out += entropy.varint(len(packed)) + packed
+    if factors.stored is not None:
+        out += factors.stored.pack(factors.layout.kernel_size)
+    return bytes(out)
+
+
+def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Factors:
+    """Factors of a layer of that shape; rank and sizes are checked before anything is allocated.
+
+    Raises:
+        ValueError: the stream is damaged, or of another shape.
+    """
+    layout = Layout.of(shape)
+    if len(stream) < 5:
+        raise ValueError("stream too short")
+    head, step = struct.unpack_from("<Bf", stream)
+    at = 5
+    if head & 15 >= len(TRANSFORMS) or head >> 5 or not math.isfinite(step):
+        raise ValueError("unknown kind of factors")
+    transform = TRANSFORMS[head & 15]
+    if transform != "none" and not layout.takes_transform:
+        raise ValueError(f"{transform} dictionary for a layer without kernels")
+    basis = None
+    if transform == "patch":
+        n = layout.kernel_size
+        if len(stream) < at + n * n:
+            raise ValueError("stream cut short")
+        basis = np.frombuffer(stream, np.int8, n * n, at).reshape(n, n)
+        at += n * n
+    low_rank = None
+    if head & 16:
+        if len(stream) < at + 4:
+            raise ValueError("stream cut short")
+        (scale,) = struct.unpack_from("<f", stream, at)
+        rank, at = entropy.read_varint(stream, at + 4)
+        if not 1 <= rank <= min(layout.n_rows, layout.n_columns) or not math.isfinite(scale) or len(stream) < at + rank:
+            raise ValueError(f"rank {rank} in a layer of shape {shape}")
+        exponents = np.frombuffer(stream, np.int8, rank, at)
+        at += rank
+        matrices = []
+        for n in (layout.n_rows, layout.n_columns):
+            n_bytes, at = entropy.read_varint(stream, at)
+            if n_bytes > len(stream) - at:
+                raise ValueError("stream cut short")
+            matrices.append(Symbols(entropy.unpack(stream[at : at + n_bytes], n, rank)))
+            at += n_bytes
+        low_rank = LowRank(matrices[0], matrices[1], exponents, scale)
+    stored = None
+    if at < len(stream):
+        period = layout.kernel_size
+        stored = Symbols(entropy.unpack(stream[at:], layout.n_rows, layout.n_columns, period=period))
+    return Factors(layout, step, transform, basis, low_rank, stored)
+
+
+def to_tensor(matrix: NDArray[np.float32], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Tensor of a reconstructed matrix: float32, then one rounding to dtype."""
+    return torch.from_numpy(matrix).reshape(shape).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------- exact
+
+
+def encode_exact(data: bytes | memoryview, item_bytes: int) -> bytes:
+    """Byte planes of little-endian items, highest byte first, in one zstd frame; the frame carries its length."""
+    planes = np.frombuffer(data, np.uint8).reshape(-1, item_bytes).T[::-1]
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compress(np.ascontiguousarray(planes))
+
+
+def decode_exact(stream: bytes | memoryview, n_bytes: int, item_bytes: int) -> bytes:
+    """Inverse of `encode_exact`.
+
+    Raises:
+        ValueError: not such a frame, or not of n_bytes; nothing larger is allocated.
+    """
+    try:
+        found = zstandard.get_frame_parameters(stream).content_size
+        if found != n_bytes:
+            raise ValueError(f"{found} bytes, expected {n_bytes}")
+        planes = zstandard.ZstdDecompressor().decompress(stream) if n_bytes else b""
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+    if len(planes) != n_bytes:
+        raise ValueError(f"{len(planes)} bytes, expected {n_bytes}")
+    return np.frombuffer(planes, np.uint8).reshape(item_bytes, -1)[::-1].T.tobytes()

@@ -1,0 +1,220 @@
+"""Settings from TOML files and `--set` strings, checked; knows no checkpoint and no terminal.
+
+What comes out are keyword arguments of `pipeline.squeeze`: only those that were given, so that defaults live there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+from .units import parse_size
+
+TARGETS = ("target_size", "bits_per_weight", "max_rel_error")
+Effort = Literal["fast", "default", "max"]
+_HINT_SET = "write PATTERN:key=value, such as 'fc*:rank=16,density=0.02'"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Settings in the TOML file `path`: top-level keys as `check` knows them and a table `layers`.
+
+    Raises:
+        ConfigError: unreadable, not TOML, or with a key or value that makes no sense; names file and key.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    return check(settings, where=f"{path}: ")
+
+
+def check(settings: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """`settings` with every key known and every value of the right kind and range, sizes in bytes.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value that does not fit, more than one target.
+    """
+    checked = _checked(settings, _SETTINGS, where)
+    _one_target(checked, where)
+    return checked
+
+
+def check_override(values: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """The same for what one pattern sets: the fields of `records.Override`.
+
+    >>> check_override({"rank": 16, "density": 0.02})
+    {'rank': 16, 'density': 0.02}
+    """
+    return _checked(values, _OVERRIDE, where)
+
+
+def parse_set(text: str) -> tuple[str, dict[str, Any]]:
+    """Pattern and overrides of one `--set PATTERN:key=value,…`; the last colon ends the pattern.
+
+    >>> parse_set("text_encoder:0:down*:max_rel_error=.02,exact=false")
+    ('text_encoder:0:down*', {'max_rel_error': 0.02, 'exact': False})
+    """
+    where = f"--set {text!r}: "
+    pattern, _, assignments = text.rpartition(":")
+    if not pattern:
+        raise ConfigError(f"{where}no pattern before a ':'", hint=_HINT_SET)
+    values: dict[str, Any] = {}
+    for assignment in assignments.split(","):
+        key, equals, value = (word.strip() for word in assignment.partition("="))
+        if not (key and equals and value):
+            found = f"after the last ':' stands {assignment!r}, which is not key=value"
+            raise ConfigError(where + found, hint=_HINT_SET)
+        if key in values:
+            raise ConfigError(f"{where}{key} is given twice")
+        values[key] = _value(value)
+    return _pattern(pattern, where), check_override(values, where=where)
+
+
+def merge(settings: Mapping[str, Any], given: Mapping[str, Any], sets: Iterable[str] = ()) -> dict[str, Any]:
+    """`settings` of a file overruled by those `given` on the command line, with the `--set` strings last.
+
+    A target given replaces the file's target, whichever it is. A pattern repeated keeps the keys set before it and
+    moves to the end, since later patterns win.
+    """
+    given = check(given)
+    if any(target in given for target in TARGETS):
+        settings = {key: value for key, value in settings.items() if key not in TARGETS}
+    merged = {**settings, **given}
+    layers = dict(merged.get("layers", {}))
+    for pattern, values in map(parse_set, sets):
+        layers[pattern] = {**layers.pop(pattern, {}), **values}
+    return {**merged, "layers": layers} if layers else merged
+
+
+def _checked(values: Mapping[str, Any], known: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            meant = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ConfigError(f"{where}unknown key {key!r}", hint=f"{meant}known keys: {', '.join(known)}")
+        try:
+            checked[key] = known[key](value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{key}: {error}", hint=error.hint) from error
+    return checked
+
+
+def _one_target(settings: Mapping[str, Any], where: str) -> None:
+    found = [target for target in TARGETS if target in settings]
+    if len(found) > 1:
+        raise ConfigError(f"{where}{' and '.join(found)} are both targets", hint="give one target; the rest follows")
+
+
+def _value(text: str) -> bool | int | float | str:
+    """What a word of a `--set` string means, by its look alone."""
+    if text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _refused(value: object, expected: str) -> ConfigError:
+    return ConfigError(f"found {value!r}, expected {expected}")
+
+
+def _number(low: float, high: float, expected: str) -> Callable[[Any], float]:
+    def checker(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _refused(value, expected)
+        return value
+
+    return checker
+
+
+def _integer(low: int) -> Callable[[Any], int]:
+    def checker(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise _refused(value, f"a whole number from {low} on")
+        return value
+
+    return checker
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int | str) or (n_bytes := parse_size(value)) == 0:
+        raise _refused(value, 'a size above zero, such as "3MB"')
+    return n_bytes
+
+
+def _effort(value: Any) -> str:
+    if value not in get_args(Effort):
+        raise _refused(value, f"one of {', '.join(get_args(Effort))}")
+    return str(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refused(value, "true or false")
+    return value
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _refused(value, "a name")
+    return value
+
+
+def _pattern(text: str, where: str = "") -> str:
+    if text.startswith("re:"):
+        try:
+            re.compile(text.removeprefix("re:"))
+        except re.error as error:
+            raise ConfigError(f"{where}{text!r} is not a regular expression: {error}") from error
+    return text
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) for pattern in value):
+        raise _refused(value, 'a list of patterns, such as ["conv*"]')
+    return tuple(map(_pattern, value))
+
+
+def _layers(value: Any) -> dict[str, dict[str, Any]]:
+    expected = 'a table of pattern = {key = value}, such as "fc*" = {rank = 16}'
+    if not isinstance(value, Mapping):
+        raise _refused(value, expected)
+    for pattern, values in value.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{pattern!r}: found {values!r}, expected {{key = value}}", hint=f"layers is {expected}")
+    return {_pattern(pattern): check_override(values, where=f"{pattern!r}: ") for pattern, values in value.items()}
+
+
+_ERROR = _number(0, 1, "a number from 0 to 1, such as 0.03")
+_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    "target_size": _size,
+    "bits_per_weight": _number(math.ulp(0), sys.float_info.max, "a number above 0, such as 3.5"),
+    "max_rel_error": _ERROR,
+    "effort": _effort,
+    "workers": _integer(1),
+    "device": _word,
+    "seed": _integer(0),
+    "include": _patterns,
+    "exclude": _patterns,
+    "layers": _layers,
+}
+_OVERRIDE: dict[str, Callable[[Any], Any]] = {
+    "max_rel_error": _ERROR,
+    "dictionary": _word,
+    "rank": _integer(0),
+    "density": _number(0, 1, "a share from 0 to 1, such as 0.02"),
+    "exact": _flag,
+}

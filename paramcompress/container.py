@@ -1,0 +1,472 @@
+"""The squeezed file: a valid safetensors file of byte parts, and the index that says what they hold. Bytes in, bytes out.
+
+Knows nothing of weights. `Writer` collects streams one by one and puts the file in place whole or not at all; `Reader` checks every
+size before anything is allocated and every checksum before anything is believed. Layout: docs/format.md.
+
+Streams of OWN_PART_BYTES and more are parts of their own, named after their tensor with SUFFIX. Smaller ones share the part
+POOL, since a safetensors header entry costs 58 bytes and the name. Small exact tensors go, raw, into one part for each item size,
+compressed together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import zstandard
+
+from paramcompress.codec import decode_exact, encode_exact
+from paramcompress.errors import CheckpointError, FormatError, OutputError, UnsupportedFormatError
+
+FORMAT = 1
+METADATA_KEY = "paramcompress"
+RESERVED = "paramcompress."
+"""No tensor may have a name that begins so."""
+SUFFIX = ".squeezed"
+"""No tensor may have a name that ends so."""
+INDEX, POOL, EXACT_POOL = RESERVED + "index", RESERVED + "pool", RESERVED + "exact"
+OWN_PART_BYTES = 16384
+SMALL_EXACT_BYTES = 65536
+"""Exact tensors below this share a part."""
+MOST_HEADER_BYTES = 100_000_000
+"""The limit that safetensors itself sets."""
+MOST_EXPANSION = 1 << 16
+"""An index or pool claims at most this many bytes for each of its own: nothing honest compresses better."""
+OWN, POOLED, EXACT_POOLED, SAME = range(4)
+"""Homes of a tensor's stream: a part of its own, the pool, an exact pool, or that of another tensor."""
+_CRC_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index says of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    codec: str
+    dictionary: str
+    rank: int
+    density: float
+    rel_error: float
+    """Not less than the true one: rounded up to three digits."""
+    crc: int
+    """CRC-32 of the expanded bytes, little-endian."""
+    home: int
+    n_bytes: int
+    """Of the stream; of the tensor itself where the home is an exact pool."""
+    same_as: str | None = None
+    """Tensor with the same bytes, stored once."""
+    tied: bool = False
+    """Whether the two shared memory, and shall again."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """All that a squeezed file says besides streams."""
+
+    entries: tuple[Entry, ...]
+    kind: str
+    """Of the checkpoint: torch, safetensors, sharded."""
+    tree: Any
+    """Its nesting and plain values, as `checkpoint` made it."""
+    about: dict[str, Any]
+    """How the file was made: source name, target, settings, notes, bytes before."""
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+class Writer:
+    """Context that makes one squeezed file. Nothing stands at `path` before `finish`; after an error nothing is left.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: list[Entry] = []
+        self._parts: list[tuple[str, int]] = []
+        self._pool = bytearray()
+        self._exact: dict[int, bytearray] = {}
+        self._payload: IO[bytes]
+        self._scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+
+    def __enter__(self) -> Self:
+        with _writing(self.path):
+            _sweep(self.path)
+            # its blocks are freed by the system whatever happens to this process
+            self._payload = tempfile.TemporaryFile(dir=self.path.parent)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._payload.close()
+        self._scratch.unlink(missing_ok=True)
+
+    def add(self, entry: Entry, stream: bytes | memoryview, item_bytes: int) -> None:
+        """Take a tensor's stream to where entry.home says; for EXACT_POOLED, stream is the tensor's raw bytes."""
+        self._entries.append(entry)
+        if entry.home == OWN:
+            self._write_part(entry.name + SUFFIX, stream)
+        elif entry.home == POOLED:
+            self._pool += stream
+        elif entry.home == EXACT_POOLED:
+            self._exact.setdefault(item_bytes, bytearray()).extend(stream)
+
+    def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
+        """Write pools, index and header, and put the file in its place unless it is not to be kept; returns its bytes."""
+        for item_bytes, raw in sorted(self._exact.items()):
+            self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
+        if self._pool:
+            self._write_part(POOL, self._pool)
+        packed = _pack_index(Index(tuple(self._entries), kind, tree, about))
+        n_index = len(packed) + 2 * _CRC_BYTES
+        header = _header([*self._parts, (INDEX, n_index)])
+        tail = packed + zlib.crc32(header).to_bytes(_CRC_BYTES, "little")
+        tail += zlib.crc32(tail).to_bytes(_CRC_BYTES, "little")
+        with _writing(self.path):
+            self._payload.write(tail)
+            n_payload = self._payload.tell()
+            if keep:
+                with self._scratch.open("wb") as out:
+                    out.write(header)
+                    self._payload.seek(0)
+                    shutil.copyfileobj(self._payload, out, 1 << 20)
+                    out.flush()
+                    os.fsync(out.fileno())
+        return len(header) + n_payload
+
+    def part_bytes(self, entry: Entry) -> int:
+        """Bytes of the finished file that a tensor's stream takes; its share of an exact pool."""
+        if entry.home != EXACT_POOLED:
+            return entry.n_bytes
+        item_bytes = item_bytes_of(entry.dtype)
+        return round(dict(self._parts)[f"{EXACT_POOL}{item_bytes}"] * entry.n_bytes / max(len(self._exact[item_bytes]), 1))
+
+    @property
+    def scratch(self) -> Path:
+        """The finished file before it is put in place; what is to be verified."""
+        return self._scratch
+
+    def publish(self) -> None:
+        """Rename the finished file to its place, and make that last."""
+        with _writing(self.path):
+            os.replace(self._scratch, self.path)
+            with contextlib.suppress(OSError):  # not every file system lets a folder be opened
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    def _write_part(self, name: str, stream: bytes | bytearray | memoryview) -> None:
+        with _writing(self.path):
+            self._payload.write(stream)
+            self._payload.write(zlib.crc32(stream).to_bytes(_CRC_BYTES, "little"))
+        self._parts.append((name, len(stream) + _CRC_BYTES))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed runs left beside `path`: scratch files of processes that live no longer."""
+    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*.partial"):
+        found = re.fullmatch(r"(\d+)-\d+", leftover.name[len(path.name) + 2 : -len(".partial")])
+        if found and not _is_alive(int(found[1])):
+            leftover.unlink(missing_ok=True)
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _header(parts: list[tuple[str, int]]) -> bytes:
+    """Safetensors header: length, then JSON padded with spaces to a multiple of eight."""
+    about = json.dumps({"format": FORMAT, "version": _version()}, sort_keys=True, separators=(",", ":"))
+    table: dict[str, Any] = {"__metadata__": {METADATA_KEY: about}}
+    at = 0
+    for name, n_bytes in parts:
+        table[name] = {"dtype": "U8", "shape": [n_bytes], "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _version() -> str:
+    from paramcompress import __version__
+
+    return __version__
+
+
+# ------------------------------------------------------------------------------------------- index
+
+
+_SAME_DEFAULTS = {"same_as": None, "tied": False, "dictionary": "none", "rank": 0}
+
+
+def _pack_index(index: Index) -> bytes:
+    """One zstd frame of JSON, column by column, since like stands with like and compresses."""
+    columns = {}
+    for field in fields(Entry):
+        values = [getattr(entry, field.name) for entry in index.entries]
+        if field.name not in _SAME_DEFAULTS or any(value != _SAME_DEFAULTS[field.name] for value in values):
+            columns[field.name] = values
+    whole = {"entries": columns, "n": len(index.entries), "kind": index.kind, "tree": index.tree, "about": index.about}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return zstandard.ZstdCompressor(level=19).compress(text.encode("utf-8", "surrogatepass"))
+
+
+def _unpack_index(packed: bytes) -> Index:
+    """Inverse of `_pack_index`; ValueError for anything that it would not write."""
+    n_bytes = zstandard.get_frame_parameters(packed).content_size
+    if n_bytes > MOST_EXPANSION * len(packed):
+        raise ValueError(f"claims {n_bytes} bytes")
+    whole = json.loads(zstandard.ZstdDecompressor().decompress(packed).decode("utf-8", "surrogatepass"))
+    n = whole["n"]
+    columns = dict(whole["entries"])
+    for field in fields(Entry):
+        values = columns.setdefault(field.name, [_SAME_DEFAULTS.get(field.name)] * n)
+        if len(values) != n:
+            raise ValueError(f"{len(values)} values of {field.name} for {n} tensors")
+    entries = []
+    for i in range(n):
+        values = {field.name: columns[field.name][i] for field in fields(Entry)}
+        values["shape"] = tuple(values["shape"])
+        entries.append(_checked(Entry(**values)))
+    if len({entry.name for entry in entries}) != n:
+        raise ValueError("a name stands twice")
+    return Index(tuple(entries), whole["kind"], whole["tree"], whole["about"])
+
+
+def _checked(entry: Entry) -> Entry:
+    """`entry` if every field is of its kind; ValueError otherwise."""
+    whole = (entry.rank, entry.crc, entry.home, entry.n_bytes, *entry.shape)
+    words = (entry.name, entry.dtype, entry.codec, entry.dictionary)
+    if (
+        not all(isinstance(word, str) for word in words)
+        or not all(type(number) is int and 0 <= number < 1 << 62 for number in whole)
+        or not all(isinstance(number, int | float) for number in (entry.density, entry.rel_error))
+        or entry.home not in (OWN, POOLED, EXACT_POOLED, SAME)
+        or (entry.home == SAME) != isinstance(entry.same_as, str)
+        or len(entry.shape) > 64
+    ):
+        raise ValueError(f"entry {entry.name!r} makes no sense")
+    return entry
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+class Reader:
+    """An open squeezed file. Reads from several threads at once.
+
+    Raises:
+        FormatError: not a squeezed file, cut short, extended, or damaged; UnsupportedFormatError where it is only newer.
+        CheckpointError: it cannot be opened at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+        try:
+            self._open()
+        except FormatError:
+            self._file.close()
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError, MemoryError, zstandard.ZstdError) as error:
+            self._file.close()
+            raise FormatError(path, f"damaged: {error}") from error
+
+    def _open(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        head = self._pread(8, 0)
+        n_header = int.from_bytes(head, "little")
+        if len(head) < 8 or not 2 <= n_header <= min(MOST_HEADER_BYTES, size - 8):
+            raise FormatError(self.path, "not a safetensors file", hint="squeeze writes the files that expand reads")
+        text = self._pread(n_header, 8)
+        table = json.loads(text, object_pairs_hook=_no_duplicates)
+        about = table.pop("__metadata__", {}) if isinstance(table, dict) else {}
+        if METADATA_KEY not in about:
+            raise FormatError(self.path, "a safetensors file, but not a squeezed one", hint="squeeze it first")
+        found = json.loads(about[METADATA_KEY])["format"]
+        if found != FORMAT:
+            raise UnsupportedFormatError(self.path, "format", found, [FORMAT])
+        self._parts = _layout(table, size - 8 - n_header)
+        self._start = 8 + n_header
+        tail = self._part(INDEX)
+        if zlib.crc32(head + text).to_bytes(_CRC_BYTES, "little") != tail[-_CRC_BYTES:]:
+            raise FormatError(self.path, "damaged: the header does not match its checksum")
+        self.index = _unpack_index(bytes(tail[:-_CRC_BYTES]))
+        self.entries = {entry.name: entry for entry in self.index.entries}
+        self._places = self._find_places()
+        self._exact: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def _find_places(self) -> dict[str, tuple[int, int]]:
+        """Part of each pooled tensor's item size, and offset in it. Checks that index and parts tell the same story."""
+        ends: dict[int, int] = {}
+        places = {}
+        expected = {INDEX}
+        for entry in self.index.entries:
+            if entry.home == SAME:
+                other = self.entries.get(entry.same_as or "")
+                if other is None or other.home == SAME or (other.shape, other.dtype) != (entry.shape, entry.dtype):
+                    raise ValueError(f"{entry.name!r} is stored under a name that does not serve")
+                continue
+            if entry.home == OWN:
+                expected.add(entry.name + SUFFIX)
+                if self._parts.get(entry.name + SUFFIX, (0, 0))[1] != entry.n_bytes + _CRC_BYTES:
+                    raise ValueError(f"{entry.name!r} has no part of its size")
+                continue
+            key = 0 if entry.home == POOLED else item_bytes_of(entry.dtype)
+            expected.add(POOL if key == 0 else f"{EXACT_POOL}{key}")
+            places[entry.name] = (key, ends.get(key, 0))
+            ends[key] = ends.get(key, 0) + entry.n_bytes
+        if 0 in ends and self._parts.get(POOL, (0, 0))[1] != ends[0] + _CRC_BYTES:
+            raise ValueError("the pool is not as large as its streams")
+        if set(self._parts) != expected:
+            raise ValueError(f"parts and index differ: {sorted(set(self._parts) ^ expected)[:3]}")
+        self._exact_sizes = {key: n for key, n in ends.items() if key}
+        return places
+
+    def stream(self, entry: Entry) -> bytes | memoryview:
+        """A tensor's stream, checksum checked; for EXACT_POOLED its raw bytes. The entry's home is not SAME.
+
+        Raises:
+            FormatError: the checksum does not match, or a pool is damaged.
+        """
+        if entry.home == OWN:
+            return self._part(entry.name + SUFFIX)
+        key, at = self._places[entry.name]
+        with self._lock:
+            if key not in self._exact:
+                name = POOL if key == 0 else f"{EXACT_POOL}{key}"
+                raw = self._part(name)
+                if key:
+                    try:
+                        if self._exact_sizes[key] > MOST_EXPANSION * len(raw):
+                            raise ValueError("claims more than it can hold")
+                        raw = memoryview(decode_exact(raw, self._exact_sizes[key], key))
+                    except ValueError as error:
+                        raise FormatError(self.path, f"part {name!r} is damaged: {error}") from error
+                self._exact[key] = bytes(raw)
+        return memoryview(self._exact[key])[at : at + entry.n_bytes]
+
+    def part_bytes(self, entry: Entry) -> int:
+        """Bytes of the file that this tensor's stream takes; its share of an exact pool."""
+        if entry.home == SAME:
+            return 0
+        key = self._places[entry.name][0] if entry.home == EXACT_POOLED else 0
+        if not key:
+            return entry.n_bytes
+        return round(self._parts[f"{EXACT_POOL}{key}"][1] * entry.n_bytes / max(self._exact_sizes[key], 1))
+
+    @property
+    def file_bytes(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _part(self, name: str) -> memoryview:
+        """Payload of a part without its checksum."""
+        if name not in self._parts:
+            raise FormatError(self.path, f"part {name!r} is missing")
+        at, n_bytes = self._parts[name]
+        data = self._pread(n_bytes, self._start + at)
+        if len(data) != n_bytes or n_bytes < _CRC_BYTES:
+            raise FormatError(self.path, f"part {name!r} is cut short")
+        payload = memoryview(data)[:-_CRC_BYTES]
+        if zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") != data[-_CRC_BYTES:]:
+            raise FormatError(self.path, f"part {name!r} does not match its checksum", hint="fetch the file again")
+        return payload
+
+    def _pread(self, n_bytes: int, at: int) -> bytes:
+        chunks = []
+        while n_bytes:
+            chunk = os.pread(self._file.fileno(), min(n_bytes, 1 << 30), at)
+            if not chunk:
+                break
+            chunks.append(chunk)
+            at += len(chunk)
+            n_bytes -= len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def is_squeezed(path: Path) -> bool:
+    """Whether a file says of itself that it was squeezed; nothing else is checked."""
+    try:
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if not 2 <= n_header <= MOST_HEADER_BYTES:
+                return False
+            return METADATA_KEY in json.loads(file.read(n_header)).get("__metadata__", {})
+    except (OSError, ValueError, AttributeError, RecursionError, MemoryError):
+        return False
+
+
+def item_bytes_of(dtype: str) -> int:
+    """Bytes of one item of a torch dtype; ValueError where there is no such dtype."""
+    from paramcompress.checkpoint.records import torch_dtype
+
+    return torch_dtype(dtype).itemsize
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key stands twice in the header")
+    return table
+
+
+def _layout(table: dict[str, Any], n_payload: int) -> dict[str, tuple[int, int]]:
+    """Offset and length of every part; ValueError unless they tile the payload without a gap."""
+    parts = {}
+    end = 0
+    for name, part in table.items():
+        first, last = part["data_offsets"]
+        if part["dtype"] != "U8" or part["shape"] != [last - first] or first != end or last < first or type(last) is not int:
+            raise ValueError(f"part {name!r} is not where it should be")
+        parts[name] = (first, last - first)
+        end = last
+    if end != n_payload:
+        raise ValueError(f"{n_payload} bytes of parts, expected {end}")
+    return parts

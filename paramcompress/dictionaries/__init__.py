@@ -1,0 +1,3 @@
+"""Dictionaries: atoms that predict the weights of a layer. Tensors in, tensors out; no file, no layer name."""
+
+from __future__ import annotations

@@ -1,0 +1,612 @@
+"""Entropy coding of lattice points: adaptive rANS with one frequency table per scale class. Exact integers throughout.
+
+Knows neither weights nor files: `pack` turns a matrix of integers into bytes, `unpack` turns them back.
+
+How a point is coded. The trellis (`trellis.py`) turns the point into a symbol k. Its magnitude becomes a *token* of 16
+and some raw bits: 0 to 7 stand for themselves, tokens 8 to 14 for half octaves (8-11, 12-15, 16-23, ... 64-95) and token 15 for all
+above, in Elias gamma. Tokens go through the range coder, mantissa bits and signs into a plain bit string.
+
+What makes it tight. Every row and every column carries a *scale class* on a half-octave grid, and the class of a weight is
+the sum: symbols of class c have a standard deviation near 2 ** ((c - 5) / 2). The context of a token is its class and the trellis
+quantiser in force. Each context starts from the frequencies in `prior.py` and learns while it codes, so no table is ever sent.
+Classes above TOP_CLASS shift low bits out into the bit string. Rows and columns without any nonzero point are dead: they cost
+one flag and nothing more.
+
+Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded last to first in
+blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At the end of a block the state must
+be back at its start value, which catches most damage that a checksum would.
+
+Byte layout: docs/format.md, "symbols".
+
+Shapes: points (n_columns, n_rows): the matrix column after column, as the trellis runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramcompress.jit import compiled
+from paramcompress.prior import PRIOR
+from paramcompress.trellis import TRELLISES, Trellis
+
+N_TOKENS = 16
+ESCAPE = N_TOKENS - 1
+ESCAPE_FROM = 96
+TOP_CLASS = 13
+N_CLASSES = TOP_CLASS + 1
+UNIT_CLASS = 5
+"""Class of symbols with standard deviation 1."""
+DEAD = -1
+"""Class of a row or column whose points are all zero."""
+
+FREQUENCY_BITS = 12
+TOTAL = 1 << FREQUENCY_BITS
+BLOCK = 1 << 16
+STATE_START = 1 << 16
+
+N_MAGNITUDES = 128
+"""Magnitudes whose cost the quantiser tells apart; all above cost as much as the last."""
+MOST_CLASS = 127
+"""Largest class of a row or column, before the base is added."""
+MOST_SHIFT = 24
+POINT_LIMIT = 1 << 30
+
+_ROW_DEAD = 2 * N_CLASSES
+"""Context of a row's dead flag; the next one is for its class, the two after that are the columns'."""
+_COLUMN_DEAD = _ROW_DEAD + 2
+_COUNT = 16
+"""What one occurrence adds; the prior counts in the same unit, so this sets how soon data outweigh it."""
+_COUNT_LIMIT = 1 << 19
+_FIRST_INTERVAL = 32
+_LONGEST_INTERVAL = 16384
+"""Tokens between two rebuilds of the frequencies: the first interval, and what the growing ones end at."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Scale class of each row and column, as both sides of the coder see them."""
+
+    base: int
+    """Class of a weight whose row and column classes are 0."""
+    rows: NDArray[np.int16]
+    """(n_rows,): 0 and up, or DEAD."""
+    columns: NDArray[np.int16]
+    """(n_columns,): 0 and up, or DEAD."""
+
+
+def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period: int = 1) -> bytes:
+    """Bytes of a matrix of lattice points.
+
+    Args:
+        points: (n_columns, n_rows), |point| < 2**30, each on the quantiser that the trellis allows there; zero in dead rows and columns.
+        scales: classes; any are legal, good ones make the bytes few.
+        trellis: the one the points were chosen with.
+        period: columns that lie this far apart have similar classes (kernel positions repeat from input to input).
+
+    Raises:
+        ValueError: shapes do not fit, or a point is off the trellis.
+    """
+    n_columns, n_rows = points.shape
+    if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
+        raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
+    n_most = points.size + 2 * (n_rows + n_columns)
+    contexts = np.empty(n_most, np.uint8)
+    tokens = np.empty(n_most, np.uint8)
+    largest = int(np.abs(points).max(initial=0))
+    bits_each = 12 + max(largest.bit_length(), 17)
+    raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
+    flags = _flags(scales)
+    bits = (0, np.uint64(0), 0)
+    n_tokens, bits = _put_classes(scales.rows, flags & 1, flags >> 2 & 1, 1, _ROW_DEAD, contexts, tokens, raw, 0, bits)
+    n_tokens, bits = _put_classes(
+        scales.columns, flags >> 1 & 1, flags >> 3 & 1, period, _COLUMN_DEAD, contexts, tokens, raw, n_tokens, bits
+    )
+    walk = trellis.next_state, trellis.quantiser
+    n_tokens, (n_full, waiting, n_waiting) = _put_points(
+        points, scales.base, scales.rows, scales.columns, *walk, contexts, tokens, raw, n_tokens, bits
+    )
+    if n_tokens < 0:
+        raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
+    raw[n_full] = waiting
+    n_bits = 32 * n_full + n_waiting
+    counts, spans, no_slots = _start_model(False)
+    words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts.copy(), spans.copy(), no_slots)
+    head = bytes([trellis.n_states.bit_length() - 1 | flags << 4]) + scales.base.to_bytes(1, "little", signed=True)
+    return head + varint(len(words)) + words.astype("<u2").tobytes() + raw.astype("<u4").tobytes()[: (n_bits + 7) // 8]
+
+
+def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: int = 1) -> NDArray[np.int32]:
+    """Points (n_columns, n_rows) from the bytes that `pack` made of them.
+
+    Reads nothing outside `stream` and allocates for n_rows and n_columns alone, whatever the bytes say.
+
+    Raises:
+        ValueError: the bytes are not such a stream, or end early, or something is left over.
+    """
+    if len(stream) < 3:
+        raise ValueError("stream too short")
+    log_states, flags = stream[0] & 15, stream[0] >> 4
+    trellis = TRELLISES.get(1 << log_states)
+    if trellis is None:
+        raise ValueError(f"trellis of {1 << log_states} states is not known")
+    base = int.from_bytes(stream[1:2], "little", signed=True)
+    n_words, at = read_varint(stream, 2)
+    if 2 * n_words > len(stream) - at:
+        raise ValueError("stream cut short")
+    words = np.frombuffer(stream, "<u2", n_words, at)
+    bits = bytes(stream[at + 2 * n_words :])
+    raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
+    points = np.empty((n_columns, n_rows), np.int32)
+    counts, spans, slots = (table.copy() for table in _start_model(True))
+    used_words, used_bits = _decode(
+        words, raw, 8 * len(bits), flags, base, period, trellis.next_state, trellis.quantiser, counts, spans, slots, points
+    )
+    if used_words != n_words or (used_bits + 7) // 8 != len(bits):
+        raise ValueError("symbols and stream do not fit together")
+    return points
+
+
+def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
+    """(N_CLASSES, 2, N_TOKENS) times that each token occurs, by context class and quantiser, in points as for `pack`."""
+    counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
+    _count(points, scales.base, scales.rows, scales.columns, trellis.next_state, trellis.quantiser, counts)
+    return counts
+
+
+def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+    """(N_CLASSES, 2, N_MAGNITUDES) bits of a magnitude, sign and mantissa included, after such a histogram.
+
+    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of the format.
+    """
+    table = PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT
+    if counts is not None:
+        table = table + counts
+    bits = (np.log2(table.sum(-1, keepdims=True)) - np.log2(table)).astype(np.float32)
+    tokens, raw_bits = _magnitudes()
+    return bits[:, :, tokens] + raw_bits
+
+
+@cache
+def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Token and raw bits of the magnitudes 0 to N_MAGNITUDES - 1."""
+    magnitudes = range(N_MAGNITUDES)
+    return np.array([token_of(k) for k in magnitudes]), np.array([raw_bits_of(k) for k in magnitudes], np.float32)
+
+
+def _flags(scales: Scales) -> int:
+    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead."""
+    return (
+        int(scales.rows.max(initial=0) > 0)
+        | int(scales.columns.max(initial=0) > 0) << 1
+        | int(scales.rows.min(initial=0) < 0) << 2
+        | int(scales.columns.min(initial=0) < 0) << 3
+    )
+
+
+def varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, low ones first, the high bit says that more follow."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def read_varint(stream: bytes | memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 63, 7):
+        if at >= len(stream):
+            raise ValueError("stream cut short")
+        byte = stream[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("number too long")
+
+
+# ------------------------------------------------------------------------------------------- magnitudes and raw bits
+
+
+@compiled
+def token_of(magnitude: int) -> int:
+    """Token of a magnitude; docs/format.md has the table."""
+    if magnitude < 8:
+        return magnitude
+    if magnitude >= ESCAPE_FROM:
+        return ESCAPE
+    octave = 3
+    while magnitude >> (octave + 1):
+        octave += 1
+    return 2 + 2 * octave + (magnitude >> (octave - 1) & 1)
+
+
+@compiled
+def raw_bits_of(magnitude: int) -> int:
+    """Raw bits that follow the token of a magnitude: its sign and what the token left open."""
+    if magnitude < 8:
+        return 1 if magnitude else 0
+    if magnitude >= ESCAPE_FROM:
+        length = 0
+        while (magnitude - 95) >> (length + 1):
+            length += 1
+        return 6 + length
+    octave = 3
+    while magnitude >> (octave + 1):
+        octave += 1
+    return octave
+
+
+@compiled
+def _push(raw, bits, value, n):  # type: ignore[no-untyped-def]
+    """Append the n <= 32 bits of value. bits: (full words in raw, those that wait, how many of these)."""
+    n_words, waiting, n_waiting = bits
+    waiting |= np.uint64(value) << np.uint64(n_waiting)
+    n_waiting += n
+    if n_waiting >= 32:
+        raw[n_words] = waiting & np.uint64(0xFFFFFFFF)
+        waiting >>= np.uint64(32)
+        n_words += 1
+        n_waiting -= 32
+    return n_words, waiting, n_waiting
+
+
+@compiled
+def _read_bits(raw, at, n):  # type: ignore[no-untyped-def]
+    word = at >> 5
+    wide = np.uint64(raw[word]) | np.uint64(raw[word + 1]) << np.uint64(32)
+    return np.int64(wide >> np.uint64(at & 31)) & ((np.int64(1) << n) - 1)
+
+
+@compiled
+def _put_mantissa(magnitude, token, raw, bits):  # type: ignore[no-untyped-def]
+    """What a token of 8 and above leaves open."""
+    if token == ESCAPE:
+        rest = magnitude - (ESCAPE_FROM - 1)
+        length = 0
+        while rest >> (length + 1):
+            length += 1
+        return _push(raw, _push(raw, bits, length, 5), rest - (1 << length), length)
+    n = (token - 2) // 2 - 1
+    return _push(raw, bits, magnitude & ((1 << n) - 1), n)
+
+
+@compiled
+def _mantissa(token, raw, at):  # type: ignore[no-untyped-def]
+    """Magnitude of a token and the next bit position."""
+    if token < 8:
+        return token, at
+    if token == ESCAPE:
+        length = _read_bits(raw, at, 5)
+        return 95 + (1 << length) + _read_bits(raw, at + 5, length), at + 5 + length
+    n = (token - 2) // 2 - 1
+    return ((2 + (token & 1)) << n) + _read_bits(raw, at, n), at + n
+
+
+# ------------------------------------------------------------------------------------------- points to tokens
+
+
+@compiled
+def _put_classes(classes, coded, flagged, period, context, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+    """Scale classes of rows or columns: a dead flag each, then the distance from the mean class so far at this phase."""
+    total = np.zeros(period, np.int64)
+    count = np.zeros(period, np.int64)
+    for i in range(len(classes)):
+        if flagged:
+            contexts[n_tokens] = context
+            tokens[n_tokens] = classes[i] < 0
+            n_tokens += 1
+        if coded and classes[i] >= 0:
+            phase = i % period
+            distance = classes[i] - _mean_class(total, count, phase)
+            zigzag = 2 * distance if distance >= 0 else -2 * distance - 1
+            token = token_of(zigzag)
+            contexts[n_tokens] = context + 1
+            tokens[n_tokens] = token
+            n_tokens += 1
+            if token >= 8:
+                bits = _put_mantissa(zigzag, token, raw, bits)
+            total[phase] += classes[i]
+            count[phase] += 1
+    return n_tokens, bits
+
+
+@compiled
+def _mean_class(total, count, phase):  # type: ignore[no-untyped-def]
+    """Rounded mean of the classes at this phase so far; before the first, the phase before lends its own."""
+    if count[phase] == 0:
+        if phase == 0 or count[phase - 1] == 0:
+            return 0
+        phase -= 1
+    return (2 * total[phase] + count[phase]) // (2 * count[phase])
+
+
+@compiled
+def scale_context(scale_class: int) -> tuple[int, int]:
+    """Context class of a scale class, 0 to TOP_CLASS, and the low bits of its symbols that go into the bit string."""
+    if scale_class <= TOP_CLASS:
+        return max(scale_class, 0), 0
+    shift = min((scale_class - TOP_CLASS + 1) >> 1, MOST_SHIFT)
+    return min(scale_class - 2 * shift, TOP_CLASS), shift
+
+
+@compiled
+def _put_points(points, base, rows, columns, next_state, quantiser, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+    """Context and token of every live point; n_tokens -1 where one does not fit trellis or classes."""
+    state = 0
+    for j in range(points.shape[0]):
+        for i in range(points.shape[1]):
+            point = np.int64(points[j, i])
+            if rows[i] < 0 or columns[j] < 0:
+                if point != 0:
+                    return -1, bits
+                continue
+            c, shift = scale_context(base + rows[i] + columns[j])
+            q = np.int64(quantiser[state])
+            negative = np.int64(point < 0)
+            size = abs(point)
+            nonzero = np.int64(size > 0)
+            if (size ^ q) & nonzero:
+                return -1, bits
+            k = (size + q) >> 1
+            token = k >> shift
+            if token >= 8:
+                token = token_of(k >> shift)
+                bits = _put_mantissa(k >> shift, token, raw, bits)
+            if shift:
+                bits = _push(raw, bits, k & ((1 << shift) - 1), shift)
+            bits = _push(raw, bits, negative, nonzero)
+            contexts[n_tokens] = 2 * c + q
+            tokens[n_tokens] = token
+            n_tokens += 1
+            state = next_state[state, k & 1]
+    return n_tokens, bits
+
+
+@compiled
+def _count(points, base, rows, columns, next_state, quantiser, counts):  # type: ignore[no-untyped-def]
+    state = 0
+    for j in range(points.shape[0]):
+        for i in range(points.shape[1]):
+            if rows[i] >= 0 and columns[j] >= 0:
+                c, shift = scale_context(base + rows[i] + columns[j])
+                q = np.int64(quantiser[state])
+                k = (abs(points[j, i]) + q) >> 1
+                counts[c, q, token_of(k >> shift)] += 1
+                state = next_state[state, k & 1]
+
+
+# ------------------------------------------------------------------------------------------- adaptive model and rANS
+
+
+@cache
+def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
+    """Counts, spans and, for a decoder, slots before the first token; read-only, to be copied."""
+    counts = np.concatenate([PRIOR, np.full((4, N_TOKENS), _COUNT, np.int32)])
+    spans = np.zeros(counts.shape, np.uint32)
+    slots = np.zeros((len(counts), TOTAL if decoder else 0), np.uint8)
+    _relearn(counts, np.zeros(len(counts), np.int64), spans, slots)
+    return counts, spans, slots
+
+
+@compiled
+def _relearn(counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+    """Frequencies of every context whose counts have changed since `totals`.
+
+    At least 1 for each token, TOTAL together; what rounding leaves over goes to the likeliest token.
+    spans[c, t]: first slot << 16 | frequency. slots[c, slot]: its token, where the caller wants that (TOTAL columns or none).
+    """
+    for c in range(counts.shape[0]):
+        total = np.int64(0)
+        best = 0
+        for t in range(N_TOKENS):
+            total += counts[c, t]
+            if counts[c, t] > counts[c, best]:
+                best = t
+        if total == totals[c]:
+            continue
+        spare = TOTAL
+        for t in range(N_TOKENS):
+            frequency = 1 + counts[c, t] * np.int64(TOTAL - N_TOKENS) // total
+            spans[c, t] = frequency
+            spare -= frequency
+        spans[c, best] += spare
+        start = 0
+        for t in range(N_TOKENS):
+            frequency = np.int64(spans[c, t])
+            spans[c, t] |= np.uint32(start << 16)
+            if slots.shape[1]:
+                slots[c, start : start + frequency] = t
+            start += frequency
+        if total > _COUNT_LIMIT:
+            total = 0
+            for t in range(N_TOKENS):
+                counts[c, t] = (counts[c, t] + 1) >> 1
+                total += counts[c, t]
+        totals[c] = total
+
+
+@compiled
+def _longer(interval):  # type: ignore[no-untyped-def]
+    """Tokens until the next rebuild of the frequencies, given the last such number."""
+    return min(interval + (interval >> 2), _LONGEST_INTERVAL)
+
+
+@compiled
+def _encode_tokens(contexts, tokens, counts, spans, no_slots):  # type: ignore[no-untyped-def]
+    """Words of a token sequence. Each block: the model runs forwards, the coder backwards over what the model said."""
+    totals = np.zeros(len(counts), np.int64)
+    n = len(tokens)
+    words = np.empty(n + 2 * (n // BLOCK + 1), np.uint16)
+    size = 0
+    said = np.empty(min(n, BLOCK + _LONGEST_INTERVAL), np.uint32)
+    backwards = np.empty(len(said), np.uint16)
+    interval = _FIRST_INTERVAL
+    done = 0
+    while done < n:
+        n_block = 0
+        while n_block < BLOCK and done < n:
+            n_run = min(interval, n - done)
+            for i in range(n_run):
+                c = contexts[done + i]
+                t = tokens[done + i]
+                said[n_block + i] = spans[c, t]
+                counts[c, t] += _COUNT
+            n_block += n_run
+            done += n_run
+            interval = _longer(interval)
+            _relearn(counts, totals, spans, no_slots)
+        state = np.uint32(STATE_START)
+        n_words = 0
+        for i in range(n_block - 1, -1, -1):
+            frequency = said[i] & np.uint32(0xFFFF)
+            if state >> np.uint32(32 - FREQUENCY_BITS) >= frequency:
+                backwards[n_words] = state & np.uint32(0xFFFF)
+                n_words += 1
+                state >>= np.uint32(16)
+            quotient = state // frequency
+            state = (quotient << np.uint32(FREQUENCY_BITS)) + (state - quotient * frequency) + (said[i] >> np.uint32(16))
+        words[size] = state >> np.uint32(16)
+        words[size + 1] = state & np.uint32(0xFFFF)
+        for i in range(n_words):
+            words[size + 2 + i] = backwards[n_words - 1 - i]
+        size += 2 + n_words
+    return words[:size].copy()
+
+
+@compiled
+def _turn(words, clock, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+    """What happens between two runs of tokens: learn, and at the end of a block start the next.
+
+    clock: [state, word position, tokens in this block, interval]; returns False where the words end too early.
+    """
+    if clock[3] == 0:
+        clock[3] = _FIRST_INTERVAL
+        clock[2] = BLOCK
+    else:
+        _relearn(counts, totals, spans, slots)
+        clock[2] += clock[3]
+        clock[3] = _longer(clock[3])
+    if clock[2] >= BLOCK:
+        at = clock[1]
+        if clock[0] != STATE_START or at + 2 > len(words):
+            return False
+        clock[0] = np.int64(words[at]) << 16 | np.int64(words[at + 1])
+        clock[1] = at + 2
+        clock[2] = 0
+    return True
+
+
+@compiled
+def _get_classes(classes, coded, flagged, period, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+    """Inverse of _put_classes. Returns tokens left in this run and the next bit; -1, -1 for a stream that cannot be."""
+    total = np.zeros(period, np.int64)
+    count = np.zeros(period, np.int64)
+    for i in range(len(classes)):
+        classes[i] = 0
+        for part in range(2):  # the dead flag, then the class
+            if not (flagged if part == 0 else coded) or classes[i] == DEAD:
+                continue
+            if left == 0:
+                if not _turn(words, clock, counts, totals, spans, slots):
+                    return -1, -1
+                left = clock[3]
+            left -= 1
+            state = np.uint32(clock[0])
+            slot = state & np.uint32(TOTAL - 1)
+            token = np.int64(slots[context + part, slot])
+            span = spans[context + part, token]
+            state = (span & np.uint32(0xFFFF)) * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16))
+            if state < STATE_START:
+                if clock[1] >= len(words):
+                    return -1, -1
+                state = state << np.uint32(16) | np.uint32(words[clock[1]])
+                clock[1] += 1
+            clock[0] = state
+            counts[context + part, token] += _COUNT
+            if part == 0:
+                classes[i] = DEAD if token else 0
+                continue
+            zigzag, bit = _mantissa(token, raw, bit)
+            phase = i % period
+            value = _mean_class(total, count, phase) + ((zigzag >> 1) ^ -(zigzag & 1))
+            if bit > n_bits or value < 0 or value > MOST_CLASS:
+                return -1, -1
+            classes[i] = value
+            total[phase] += value
+            count[phase] += 1
+    return left, bit
+
+
+@compiled
+def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, counts, spans, slots, points):  # type: ignore[no-untyped-def]
+    """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
+    n_columns, n_rows = points.shape
+    totals = np.zeros(len(counts), np.int64)
+    clock = np.array([STATE_START, 0, 0, 0], np.int64)
+    rows = np.empty(n_rows, np.int64)
+    columns = np.empty(n_columns, np.int64)
+    left, bit = _get_classes(
+        rows, flags & 1, flags >> 2 & 1, 1, _ROW_DEAD, words, raw, n_bits, clock, 0, 0, counts, totals, spans, slots
+    )
+    if left >= 0:
+        left, bit = _get_classes(
+            columns, flags >> 1 & 1, flags >> 3 & 1, period, _COLUMN_DEAD, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
+        )
+    if left < 0:
+        return -1, -1
+    state = np.uint32(clock[0])
+    at = clock[1]
+    chain = 0
+    for j in range(n_columns):
+        if columns[j] < 0:
+            points[j] = 0
+            continue
+        for i in range(n_rows):
+            if rows[i] < 0:
+                points[j, i] = 0
+                continue
+            if left == 0:
+                clock[0] = state
+                clock[1] = at
+                if not _turn(words, clock, counts, totals, spans, slots):
+                    return -1, -1
+                state = np.uint32(clock[0])
+                at = clock[1]
+                left = clock[3]
+            left -= 1
+            c, shift = scale_context(base + rows[i] + columns[j])
+            q = np.int64(quantiser[chain])
+            c = 2 * c + q
+            slot = state & np.uint32(TOTAL - 1)
+            token = np.int64(slots[c, slot])
+            span = spans[c, token]
+            state = (span & np.uint32(0xFFFF)) * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16))
+            if state < STATE_START:
+                if at >= len(words):
+                    return -1, -1
+                state = state << np.uint32(16) | np.uint32(words[at])
+                at += 1
+            counts[c, token] += _COUNT
+            k = token
+            if token >= 8:
+                k, bit = _mantissa(token, raw, bit)
+            if shift:
+                k = k << shift | _read_bits(raw, bit, shift)
+                bit += shift
+            # a sign follows every symbol that is not zero; read always, used without a branch that could not be foreseen
+            nonzero = np.int64(k != 0)
+            sign = _read_bits(raw, bit, 1) & nonzero
+            bit += nonzero
+            size = 2 * k - (q & nonzero)
+            if bit > n_bits or size >= POINT_LIMIT:
+                return -1, -1
+            points[j, i] = (size ^ -sign) + sign
+            chain = next_state[chain, k & 1]
+    if state != STATE_START:
+        return -1, -1
+    return at, bit

@@ -1,0 +1,198 @@
+"""One tensor to its stream and back, with the promise kept. Between the codec, which promises nothing, and the pipeline.
+
+`encode` finds factors, decodes them again, measures against the original, and tightens until the limit holds; where no factors
+are smaller than the exact bytes, or none can hold the limit, the tensor is kept exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramcompress import codec, container, metrics
+from paramcompress.checkpoint import TensorInfo
+from paramcompress.checkpoint.records import torch_dtype
+from paramcompress.codec import EXACT, FACTORED, Layout
+from paramcompress.container import Entry
+from paramcompress.errors import BudgetError
+from paramcompress.fit import Choice, Effort, Unfit, fit
+
+FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Dtypes that can be factored; the others are exact."""
+_MOST_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the plan decided for one tensor."""
+
+    limit: float
+    """On the relative error; 0 keeps every bit."""
+    choice: Choice = Choice()
+    firm: bool = True
+    """False where density or rank were set by hand and no limit was asked for: the error is then reported, not bounded."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An encoded tensor on its way into the file."""
+
+    entry: Entry
+    stream: bytes
+    note: str = ""
+
+
+def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str) -> Piece:
+    """Stream and index entry of a tensor, its error within setting.limit where that is firm.
+
+    Raises:
+        BudgetError: rank or density set by hand cannot hold a limit that was set too.
+    """
+    note = ""
+    if setting.limit > 0 and info.dtype in FLOATS and tensor.numel():
+        if not metrics.is_finite(tensor):
+            note = "holds NaN or Inf, kept exactly"
+        else:
+            piece = _encode_factored(info, tensor, setting, effort, seed, device)
+            if piece is not None:
+                return piece
+    return replace(_encode_exact(info, tensor), note=note)
+
+
+def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
+    """The tensor of an entry from its stream (raw bytes where the home is an exact pool).
+
+    Raises:
+        ValueError: stream and entry do not fit together, or the result has not the hash that the entry states.
+    """
+    dtype = torch_dtype(entry.dtype)
+    if entry.codec == FACTORED:
+        if entry.dtype not in FLOATS:
+            raise ValueError(f"factors for a tensor of dtype {entry.dtype}")
+        matrix = codec.decode_factored(stream, entry.shape).reconstruct()
+        tensor = codec.to_tensor(matrix, entry.shape, dtype)
+        found = _crc(tensor)
+    elif entry.codec == EXACT:
+        n_bytes = math.prod(entry.shape) * dtype.itemsize
+        raw = stream
+        if entry.home != container.EXACT_POOLED:
+            if n_bytes > container.MOST_EXPANSION * len(stream):
+                raise ValueError(f"{len(stream)} bytes cannot hold {n_bytes}")
+            raw = codec.decode_exact(stream, n_bytes, dtype.itemsize)
+        if len(raw) != n_bytes:
+            raise ValueError(f"{len(raw)} bytes, expected {n_bytes}")
+        found = zlib.crc32(raw)
+        if n_bytes == 0:
+            tensor = torch.empty(entry.shape, dtype=dtype)
+        else:
+            tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(entry.shape)
+    else:
+        raise ValueError(f"codec {entry.codec!r} is not known")
+    if found != entry.crc:
+        raise ValueError("the expanded weights do not have the hash that the file states")
+    return tensor
+
+
+def _encode_factored(
+    info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str
+) -> Piece | None:
+    """None where exact is smaller, or the limit lies below what the dtype or the quantiser can do."""
+    layout = Layout.of(info.shape)
+    dtype = torch_dtype(info.dtype)
+    weight = tensor.to(torch.float32).reshape(layout.n_rows, layout.n_columns).numpy()
+    norm = metrics.norm(tensor)
+    if norm == 0 or not math.isfinite(norm) or not np.isfinite(weight).all():
+        return None
+    by_hand = setting.choice.density is not None or setting.choice.rank is not None
+    allowed = (min(setting.limit, 1.0) * norm) ** 2
+    aim = allowed
+    for _ in range(_MOST_TRIES):
+        try:
+            factors = fit(weight, layout, aim, effort, setting.choice, seed, device)
+        except Unfit:
+            return None
+        decoded = codec.to_tensor(factors.reconstruct(), info.shape, dtype)
+        found = metrics.deviation(tensor, decoded)
+        if found.rel_error <= setting.limit or not setting.firm:
+            break
+        if by_hand and found.rel_error > 1.2 * setting.limit:
+            raise BudgetError(
+                f"tensor {info.name!r}: the rank or density set by hand leaves a relative error of {found.rel_error:.3g}, "
+                f"over the limit of {setting.limit:.3g}",
+                hint="raise rank or density, or relax max_rel_error for this tensor",
+            )
+        # what rounding to the dtype adds does not shrink with the step, so take it off instead of scaling
+        aim = min(aim - 1.05 * ((found.rel_error * norm) ** 2 - allowed), 0.999 * aim)
+        if aim <= 1e-3 * allowed:
+            return None
+    else:
+        return None
+    stream = codec.encode_factored(factors)
+    n_raw = tensor.numel() * tensor.element_size()
+    if len(stream) > 0.7 * n_raw:
+        exact = n_raw if n_raw < container.SMALL_EXACT_BYTES else len(codec.encode_exact(_raw(tensor), tensor.element_size()))
+        if exact <= len(stream):
+            return None
+    entry = Entry(
+        name=info.name,
+        dtype=info.dtype,
+        shape=info.shape,
+        codec=FACTORED,
+        dictionary=factors.dictionary,
+        rank=factors.rank,
+        density=round_up(factors.n_stored / tensor.numel()),
+        rel_error=round_up(found.rel_error),
+        crc=_crc(decoded),
+        home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
+        n_bytes=len(stream),
+    )
+    return Piece(entry, stream)
+
+
+def _encode_exact(info: TensorInfo, tensor: Tensor) -> Piece:
+    raw = _raw(tensor)
+    small = len(raw) < container.SMALL_EXACT_BYTES
+    stream = bytes(raw) if small else codec.encode_exact(raw, tensor.element_size())
+    entry = Entry(
+        name=info.name,
+        dtype=info.dtype,
+        shape=info.shape,
+        codec=EXACT,
+        dictionary="none",
+        rank=0,
+        density=1,
+        rel_error=0,
+        crc=zlib.crc32(raw),
+        home=container.EXACT_POOLED if small else container.OWN,
+        n_bytes=len(stream),
+    )
+    return Piece(entry, stream)
+
+
+def round_up(value: float) -> float:
+    """The least number of three significant digits that is not below value.
+
+    >>> round_up(0.0123401), round_up(1.0), round_up(0.0)
+    (0.0124, 1.0, 0.0)
+    """
+    if value == 0:
+        return 0.0
+    digits = 2 - math.floor(math.log10(value))
+    rounded = round(value, digits)
+    return rounded if rounded >= value else round(rounded + 10.0**-digits, digits)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """Little-endian bytes of a contiguous tensor."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _crc(tensor: Tensor) -> int:
+    return zlib.crc32(_raw(tensor))

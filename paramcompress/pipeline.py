@@ -1,0 +1,650 @@
+"""The conductor: checkpoint -> plan -> layer -> container, and back. Holds no maths and prints nothing.
+
+A weight visits each room once. Layers are independent, so they go through a window of worker threads (the compiled loops release the
+interpreter lock) and into the file in order: bytes do not depend on the number of workers, memory is a few layers and not the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paramcompress import config, container, layer, metrics, plan
+from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
+from paramcompress.checkpoint.records import torch_dtype
+from paramcompress.codec import FACTORED
+from paramcompress.container import SAME, Entry, Reader, Writer
+from paramcompress.errors import CheckpointError, ConfigError, EncodeError, FormatError, OutputError, VerificationError
+from paramcompress.errors import ParamCompressError
+from paramcompress.fit import EFFORTS, Effort
+from paramcompress.records import LayerReport, Progress, Report
+from paramcompress.units import parse_size
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+T, R = TypeVar("T"), TypeVar("R")
+_SUFFIX = ".squeezed.safetensors"
+_LEAST_TWIN_BYTES = 1024
+"""Tensors from this size on are stored once where several are equal."""
+
+
+# ------------------------------------------------------------------------------------------- squeeze
+
+
+def squeeze(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    target_size: int | str | None = None,
+    bits_per_weight: float | None = None,
+    max_rel_error: float | None = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    effort: str = "default",
+    workers: int = 1,
+    device: str = "cpu",
+    seed: int = 0,
+    verify: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Squeeze a checkpoint into one safetensors file.
+
+    At most one target; without any, `plan.DEFAULT_MAX_REL_ERROR` holds for every matrix and vectors are exact.
+
+    Args:
+        source: path of a checkpoint file or folder, or a dict of tensors, nested or not.
+        out: file to write; whole or not at all.
+        target_size: bytes, or a size such as "3MB"; least error in at most that many, everything included.
+        bits_per_weight: the same, relative to the weights.
+        max_rel_error: every matrix W comes back within ||W - W_hat||_F <= max_rel_error * ||W||_F. 0 is exact.
+        layers: pattern (exact name, glob, `re:`) to a dict of max_rel_error, dictionary, rank, density, exact.
+        include, exclude: patterns; what is not included, or is excluded, stays exact.
+        effort: fast, default or max.
+        workers: threads. Neither bytes nor figures depend on it.
+        device: where torch decomposes matrices. Bytes may depend on it, expanded weights of a given file do not.
+        seed: of the randomised decompositions.
+        verify: read the file back, decode and measure every tensor before it is put in place.
+        force: overwrite `out`.
+        dry_run: do everything but write; the report says what would come out.
+        progress: called as progress(layer, bytes done, bytes in all).
+
+    Raises:
+        CheckpointError, ConfigError, BudgetError, OutputError, VerificationError, EncodeError.
+    """
+    started = time.monotonic()
+    given = {
+        "target_size": target_size,
+        "bits_per_weight": bits_per_weight,
+        "max_rel_error": max_rel_error,
+        "layers": layers or None,
+        "include": tuple(include) or None,
+        "exclude": tuple(exclude) or None,
+        "effort": effort,
+        "workers": workers,
+        "seed": seed,
+    }
+    options = config.check({key: value for key, value in given.items() if value is not None})
+    path = Path(out)
+    _check_device(device)
+    _check_output(path, force=force or dry_run)
+    with _open(source) as checkpoint, _one_torch_thread():
+        _check_names(checkpoint)
+        distinct = [info for info in checkpoint.tensors if info.alias_of is None]
+        n_weights = sum(_n_weights(info) for info in distinct)
+        size = _target_bytes(options, n_weights)
+        limits = plan.make(
+            checkpoint.tensors,
+            options.get("layers", {}),
+            include,
+            exclude,
+            vector_limit=plan.VECTOR_LIMIT if size is not None else 0.0,
+        )
+        about = {
+            "source": checkpoint.path.name if checkpoint.path is not None else "",
+            "bytes_before": sum(info.n_bytes for info in distinct),
+            "n_weights": n_weights,
+            "notes": list(checkpoint.notes),
+            "target": _target_words(options),
+            "settings": {key: value for key, value in options.items() if key != "workers"},
+        }
+        job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about)
+        level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)
+        if size is not None:
+            level = plan.level_for_size(size, lambda at: job.size_at(path, at, progress))
+        with Writer(path) as writer:
+            file_bytes = job.write(writer, level, keep=not dry_run, progress=progress)
+            report = job.report(path, level, file_bytes, dry_run=dry_run)
+            if not dry_run:
+                if verify:
+                    report = _verify(writer.scratch, checkpoint, report, job.settings(level), workers, progress, named=path)
+                writer.publish()
+    return replace(report, elapsed_s=time.monotonic() - started)
+
+
+class _Job:
+    """One squeeze: what does not change between the encodings that a size target may need."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        limits: plan.Plan,
+        effort: Effort,
+        seed: int,
+        device: str,
+        workers: int,
+        about: dict[str, Any],
+    ) -> None:
+        self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
+        self.seed, self.device, self.workers, self.about = seed, device, workers, about
+        self.layers: list[LayerReport] = []
+
+    def settings(self, level: float) -> dict[str, layer.Setting]:
+        return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
+
+    def size_at(self, path: Path, level: float, progress: Progress | None) -> int:
+        """Bytes of the file at a level, by encoding all of it."""
+        with Writer(path) as writer:
+            return self.write(writer, level, keep=False, progress=progress)
+
+    def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None) -> int:
+        """Encode every tensor at a level into writer; returns the bytes of the file."""
+        settings = self.settings(level)
+        tensors = self.checkpoint.tensors
+        tell = _counter(tensors, progress)
+
+        def encode(info: TensorInfo) -> layer.Piece | None:
+            if info.alias_of is not None:
+                return None
+            tensor = self.checkpoint.load(info.name)
+            try:
+                return layer.encode(info, tensor, settings[info.name], self.effort, self.seed, self.device)
+            except ParamCompressError:
+                raise
+            except Exception as error:
+                raise EncodeError(info.name, info.shape, f"{type(error).__name__}: {error}") from error
+
+        first_with: dict[tuple[Any, ...], Entry] = {}
+        entries: dict[str, Entry] = {}
+        notes = {}
+        for info, piece in zip(tensors, _in_order(encode, tensors, self.workers), strict=True):
+            if piece is None:
+                entry = _same(entries[info.alias_of or ""], info.name, tied=True)
+                stream = b""
+            else:
+                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, piece.stream)
+                twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
+                entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
+                stream = piece.stream
+                if piece.note:
+                    notes[info.name] = piece.note
+            entries[info.name] = entry
+            writer.add(entry, stream, torch_dtype(info.dtype).itemsize)
+            tell(info)
+        about = {**self.about, "level": level, "layer_notes": notes}
+        file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
+        self.layers = [_layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()]
+        return file_bytes
+
+    def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
+        return Report(
+            source=str(self.checkpoint.path or "tensors in memory"),
+            output=None if dry_run else str(path),
+            target=self.about["target"],
+            n_weights=self.about["n_weights"],
+            bytes_before=self.about["bytes_before"],
+            bytes_after=file_bytes,
+            layers=tuple(self.layers),
+            notes=_notes(self.about, self.layers),
+            settings={**self.about["settings"], "level": level},
+        )
+
+
+def _same(entry: Entry, name: str, *, tied: bool) -> Entry:
+    """Entry of a tensor whose bytes are stored under another name."""
+    return replace(entry, name=name, home=SAME, n_bytes=0, same_as=entry.same_as or entry.name, tied=tied)
+
+
+def default_output(source: Path) -> Path:
+    """Where `squeeze` puts its file when nobody says: model.pt -> model.squeezed.safetensors, beside it."""
+    return source.parent / (_stem(source) + _SUFFIX)
+
+
+# ------------------------------------------------------------------------------------------- expand
+
+
+def expand(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | None = None,
+    workers: int = 1,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the full checkpoint back: names, nesting, order, dtypes, shapes, ties and plain values as they were.
+
+    Args:
+        path: squeezed file.
+        out: file or folder; its suffix decides the kind. Without it model.squeezed.safetensors gives model.expanded.pt, or
+            whatever kind was squeezed, in the same folder.
+        dtype: of floating-point tensors; their own where None.
+        workers: threads.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FormatError, OutputError, ConfigError.
+    """
+    source = Path(path)
+    if dtype is not None and dtype not in layer.FLOATS:
+        raise ConfigError(f"dtype {dtype!r} is no floating-point type", hint=f"one of {', '.join(layer.FLOATS)}")
+    with open_file(source) as squeezed:
+        index = squeezed.index
+        target = Path(out) if out is not None else _default_expanded(source, index.kind, index.about.get("source", ""))
+        kind = kind_for(target) if out is not None else None
+        _check_output(target, force=force)
+        infos = [_info(entry, dtype) for entry in index.entries]
+        wanted = [info for info in infos if info.alias_of is None]
+        tell = _counter(infos, progress)
+        decoded = _in_order(lambda info: (info, _cast(squeezed.get_tensor(info.name), dtype)), wanted, workers)
+        ahead: dict[str, Tensor] = {}
+
+        def load(name: str) -> Tensor:
+            while name not in ahead:  # the writer asks in the order of the file, so what is ahead stays a few tensors
+                info, ahead[info.name] = next(decoded)
+                tell(info)
+            return ahead.pop(name)
+
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            write_checkpoint(scratch, index.tree, infos, load, kind=kind or index.kind)
+            _replace(scratch, target)
+        except ValueError as error:
+            if isinstance(error, ParamCompressError):
+                raise
+            raise FormatError(source, f"damaged: {error}") from error
+        finally:
+            _remove(scratch)
+    return target
+
+
+class SqueezedFile:
+    """A squeezed file, open: tensors by name, each decoded when asked for. Serves several threads at once.
+
+    >>> with open_file("model.squeezed.safetensors") as file:  # doctest: +SKIP
+    ...     weight = file.get_tensor("fc1.weight")
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._reader = Reader(self.path)
+        self.index = self._reader.index
+
+    def keys(self) -> list[str]:
+        """Names of all tensors, in the checkpoint's order."""
+        return list(self._reader.entries)
+
+    def get_tensor(self, name: str) -> Tensor:
+        """The full tensor of that name, on the CPU; nothing else is decoded.
+
+        Raises:
+            KeyError: no tensor of that name.
+            FormatError: its part is damaged.
+        """
+        entry = self._reader.entries[name]
+        stored = self._reader.entries[entry.same_as] if entry.same_as is not None else entry
+        try:
+            return layer.decode(stored, self._reader.stream(stored))
+        except FormatError:
+            raise
+        except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
+            raise FormatError(self.path, f"damaged: {error}", tensor=name) from error
+
+    def report(self) -> Report:
+        """What the index says; nothing is decoded."""
+        about = self.index.about
+        notes = about.get("layer_notes", {})
+        layers = tuple(
+            _layer_report(entry, self._reader.part_bytes(entry), notes.get(entry.name, "")) for entry in self.index.entries
+        )
+        return Report(
+            source=str(self.path),
+            output=str(self.path),
+            target=about["target"],
+            n_weights=about["n_weights"],
+            bytes_before=about["bytes_before"],
+            bytes_after=self._reader.file_bytes,
+            layers=layers,
+            notes=_notes(about, layers),
+            settings=about["settings"],
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> SqueezedFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_file(path: str | os.PathLike[str]) -> SqueezedFile:
+    """Open a squeezed file for reading single tensors.
+
+    Raises:
+        FormatError: not a squeezed file, or damaged. CheckpointError: cannot be opened.
+    """
+    return SqueezedFile(path)
+
+
+def load_file(path: str | os.PathLike[str], device: str = "cpu", workers: int = 1) -> dict[str, Tensor]:
+    """All tensors of a squeezed file by name; tied ones are one tensor.
+
+    Decoded on the CPU and moved, so that the bits are the same on every device.
+    """
+    _check_device(device)
+    with open_file(path) as squeezed:
+        entries = [entry for entry in squeezed.index.entries if not entry.tied]
+        decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers)
+        found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
+        return {entry.name: found[entry.same_as or ""] if entry.tied else found[entry.name] for entry in squeezed.index.entries}
+
+
+def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 1) -> None:
+    """Copy the weights of a squeezed file into a module, whose state_dict has to have the same names and shapes.
+
+    Raises:
+        FormatError: names or shapes differ; the message lists the first of them.
+    """
+    found = load_file(path, workers=workers)
+    expected = model.state_dict()
+    differing = [
+        f"{name} (only in the {'file' if name in found else 'model'})" for name in sorted(found.keys() ^ expected.keys())
+    ] + [
+        f"{name} ({tuple(found[name].shape)} in the file, {tuple(expected[name].shape)} in the model)"
+        for name in found.keys() & expected.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise FormatError(path, f"does not fit the model: {', '.join(differing[:5])}{more}")
+    model.load_state_dict(found)
+
+
+def inspect(path: str | os.PathLike[str]) -> Report:
+    """What a squeezed file says of itself; only header and index are read."""
+    with open_file(path) as squeezed:
+        return squeezed.report()
+
+
+def verify(
+    path: str | os.PathLike[str],
+    original: Source | None = None,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Report:
+    """Decode all of a squeezed file; every checksum and hash has to match, and against the original every error it states.
+
+    Raises:
+        FormatError: damaged. VerificationError: an error is larger than stated, or the original is another checkpoint.
+    """
+    started = time.monotonic()
+    report = inspect(path)
+    if original is None:
+        report = _verify(Path(path), None, report, {}, workers, progress)
+    else:
+        with _open(original) as checkpoint:
+            report = _verify(Path(path), checkpoint, report, {}, workers, progress)
+    return replace(report, elapsed_s=time.monotonic() - started)
+
+
+def _verify(
+    file: Path,
+    original: Checkpoint | None,
+    report: Report,
+    settings: Mapping[str, layer.Setting],
+    workers: int,
+    progress: Progress | None,
+    named: Path | None = None,
+) -> Report:
+    """`report` with figures measured on the decoded file; `named` is what errors call it."""
+    shown = named or file
+    with open_file(file) as squeezed:
+        entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
+        if original is not None:
+            _check_same_tensors(shown, squeezed.index.entries, original)
+        tell = _counter([_info(entry, None) for entry in entries], progress)
+
+        def measure(entry: Entry) -> metrics.Deviation | None:
+            try:
+                decoded = squeezed.get_tensor(entry.name)
+            except FormatError as error:
+                raise VerificationError(shown, entry.name, error.reason, "a tensor that decodes") from error
+            if original is None:
+                return None
+            weight = original.load(entry.name)
+            if entry.codec != FACTORED:
+                if not _same_bits(weight, decoded):
+                    raise VerificationError(shown, entry.name, "other bits", "exact weights")
+                return metrics.Deviation(0.0, 0.0)
+            found = metrics.deviation(weight, decoded)
+            setting = settings.get(entry.name)
+            promised = min(entry.rel_error, setting.limit if setting is not None and setting.firm else entry.rel_error)
+            if found.rel_error > promised:
+                raise VerificationError(
+                    shown, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {promised:.6g}"
+                )
+            return found
+
+        measured = {}
+        for entry, found in zip(entries, _in_order(measure, entries, workers), strict=True):
+            measured[entry.name] = found
+            tell(_info(entry, None))
+    if original is None:
+        return replace(report, verified=True)
+    layers = []
+    for one in report.layers:
+        found = measured[one.tied_to or one.name]
+        assert found is not None
+        layers.append(replace(one, rel_error=found.rel_error, max_abs_error=found.max_abs_error))
+    return replace(report, layers=tuple(layers), verified=True)
+
+
+# ------------------------------------------------------------------------------------------- helpers
+
+
+def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """work(item) of every item, in order, by `workers` threads with at most one result waiting for each."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Decompositions give other bits with other numbers of threads; layers run side by side instead."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _open(source: Source) -> Checkpoint:
+    if isinstance(source, Mapping):
+        return from_tensors(dict(source))
+    path = Path(source)
+    if path.is_file() and container.is_squeezed(path):
+        raise CheckpointError(path, "is squeezed already", hint="expand it first")
+    return open_checkpoint(path)
+
+
+def _check_names(checkpoint: Checkpoint) -> None:
+    for info in checkpoint.tensors:
+        if info.name.startswith(container.RESERVED) or info.name.endswith(container.SUFFIX):
+            raise CheckpointError(
+                checkpoint.path or "tensors in memory",
+                f"names that begin with {container.RESERVED!r} or end with {container.SUFFIX!r} are the squeezed file's own",
+                tensor=info.name,
+                hint="rename the tensor",
+            )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _check_output(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise OutputError(path, "exists already", hint="choose another name, or --force to overwrite it")
+    if not path.parent.is_dir():
+        raise OutputError(path, f"there is no folder {path.parent}")
+
+
+def _check_same_tensors(file: Path, entries: Sequence[Entry], original: Checkpoint) -> None:
+    here = {entry.name: (entry.dtype, entry.shape) for entry in entries}
+    there = {info.name: (info.dtype, info.shape) for info in original.tensors}
+    for name in [*here, *there]:
+        if here.get(name) != there.get(name):
+            raise VerificationError(file, name, f"{here.get(name, 'nothing')}", f"{there.get(name, 'nothing')} as in {original.path}")
+
+
+def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
+    if "target_size" in options:
+        return parse_size(options["target_size"]) if isinstance(options["target_size"], str) else int(options["target_size"])
+    if "bits_per_weight" in options:
+        return int(options["bits_per_weight"] * n_weights / 8)
+    return None
+
+
+def _target_words(options: Mapping[str, Any]) -> str:
+    for target in config.TARGETS:
+        if target in options:
+            unit = " bytes" if target == "target_size" else ""
+            return f"{target} {options[target]}{unit}"
+    return f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
+
+
+def _layer_report(entry: Entry, n_bytes: int, note: str) -> LayerReport:
+    info = _info(entry, None)
+    return LayerReport(
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        codec="tied" if entry.same_as is not None else entry.codec,
+        dictionary=entry.dictionary,
+        rank=entry.rank,
+        density=entry.density,
+        bits_per_weight=8 * n_bytes / max(_n_weights(info), 1),
+        bytes_before=0 if entry.tied else info.n_bytes,
+        bytes_after=n_bytes,
+        rel_error=entry.rel_error,
+        max_abs_error=0.0 if entry.rel_error == 0 else None,
+        tied_to=entry.same_as,
+        note=note,
+    )
+
+
+def _notes(about: Mapping[str, Any], layers: Iterable[LayerReport]) -> tuple[str, ...]:
+    """Those of the checkpoint, and what the report shall say of vectors."""
+    coarse = [one for one in layers if one.codec == FACTORED and not plan.is_matrix(one.shape)]
+    notes = list(about["notes"])
+    if coarse:
+        worst = max(one.rel_error for one in coarse)
+        notes.append(f"{len(coarse)} vectors are coded too, with relative errors up to {worst:.3g}")
+    return tuple(notes)
+
+
+def _n_weights(info: TensorInfo) -> int:
+    return info.n_bytes // torch_dtype(info.dtype).itemsize
+
+
+def _info(entry: Entry, dtype: str | None) -> TensorInfo:
+    cast = dtype if dtype is not None and entry.dtype in layer.FLOATS else entry.dtype
+    return TensorInfo(entry.name, cast, entry.shape, entry.same_as if entry.tied else None)
+
+
+def _cast(tensor: Tensor, dtype: str | None) -> Tensor:
+    return tensor.to(torch_dtype(dtype)) if dtype is not None and str(tensor.dtype)[6:] in layer.FLOATS else tensor
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.numel() == 0:
+        return a.shape == b.shape and a.dtype == b.dtype
+    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
+def _counter(infos: Sequence[TensorInfo], progress: Progress | None) -> Callable[[TensorInfo], None]:
+    """Tells progress of one finished tensor after another."""
+    total = sum(info.n_bytes for info in infos)
+    done = 0
+
+    def tell(info: TensorInfo) -> None:
+        nonlocal done
+        done += info.n_bytes
+        if progress is not None:
+            progress(info.name, done, total)
+
+    return tell
+
+
+def _stem(path: Path) -> str:
+    """Name without what says which kind of file it is."""
+    for suffix in (_SUFFIX, ".safetensors.index.json", ".bin.index.json"):
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.name if path.is_dir() else path.stem
+
+
+def _default_expanded(source: Path, kind: str, squeezed_from: str) -> Path:
+    suffix = {"sharded": "", "safetensors": ".safetensors"}.get(kind, Path(squeezed_from).suffix or ".pt")
+    return source.parent / f"{_stem(source)}.expanded{suffix}"
+
+
+def _replace(scratch: Path, target: Path) -> None:
+    """Put a finished file or folder in its place."""
+    try:
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+    except OSError as error:
+        raise OutputError(target, f"cannot be written: {error.strerror}") from error
+
+
+def _remove(scratch: Path) -> None:
+    if scratch.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        scratch.unlink(missing_ok=True)

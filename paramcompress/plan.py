@@ -1,0 +1,151 @@
+"""What the user asked for, worked out for every tensor: patterns to settings, a size to a common error. Opens no file.
+
+A plan has one number that moves, the *level*: the relative error allowed in every matrix without a limit of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from paramcompress.checkpoint import TensorInfo
+from paramcompress.errors import BudgetError, ConfigError
+from paramcompress.fit import Choice
+from paramcompress.layer import FLOATS, Setting
+from paramcompress.records import Override
+
+DEFAULT_MAX_REL_ERROR = 0.03
+"""Where no target is given; docs/defaults.md has the measurements."""
+VECTOR_LIMIT = 1e-3
+"""Relative error of vectors when the target is a size."""
+LARGEST_LEVEL = 1.0
+SMALLEST_LEVEL = 1e-6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of every tensor as a function of the level."""
+
+    tensors: tuple[TensorInfo, ...]
+    overrides: Mapping[str, Override]
+    squeezed: frozenset[str]
+    """Tensors that --include and --exclude leave to be squeezed."""
+    vector_limit: float
+    """0 keeps vectors exact."""
+
+    def setting(self, info: TensorInfo, level: float) -> Setting:
+        """What is done to one tensor at that level."""
+        override = self.overrides.get(info.name, Override())
+        if override.exact or info.dtype not in FLOATS or (info.name not in self.squeezed and override == Override()):
+            return Setting(0.0)
+        choice = Choice(override.dictionary, override.rank, override.density)
+        if override.max_rel_error is not None:
+            return Setting(override.max_rel_error, choice)
+        limit = level if is_matrix(info.shape) else min(self.vector_limit, level)
+        if choice != Choice() and limit == 0:
+            limit = level
+        return Setting(limit, choice, firm=choice.rank is None and choice.density is None)
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether limits for matrices hold for a tensor of that shape: two axes, or more of which two are longer than 1.
+
+    >>> is_matrix((1, 768)), is_matrix((768,)), is_matrix((1, 64, 1, 1))
+    (True, False, False)
+    """
+    return len(shape) == 2 or (len(shape) > 2 and sum(n > 1 for n in shape) > 1)
+
+
+def make(
+    tensors: Sequence[TensorInfo],
+    layers: Mapping[str, Mapping[str, Any]],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    *,
+    vector_limit: float,
+) -> Plan:
+    """Plan of a checkpoint.
+
+    Args:
+        layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key.
+        include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
+
+    Raises:
+        ConfigError: a pattern that matches no tensor, or is no regular expression.
+    """
+    names = [info.name for info in tensors]
+    matches = {pattern: matching(pattern, names) for pattern in (*layers, *include, *exclude)}
+    for pattern, found in matches.items():
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "inspect lists the names"
+            raise ConfigError(f"pattern {pattern!r} matches no tensor", hint=hint)
+    overrides: dict[str, dict[str, Any]] = {}
+    exact_last = sorted(layers, key=lambda pattern: pattern in names)
+    for pattern in exact_last:
+        for name in matches[pattern]:
+            overrides[name] = {**overrides.get(name, {}), **layers[pattern]}
+    squeezed = set(names) if not include else {name for pattern in include for name in matches[pattern]}
+    squeezed -= {name for pattern in exclude for name in matches[pattern]}
+    return Plan(
+        tuple(tensors), {name: Override(**values) for name, values in overrides.items()}, frozenset(squeezed), vector_limit
+    )
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """Names that a pattern means: itself if it is one, else by `re:` regular expression (whole name) or by shell glob."""
+    if pattern in names:
+        return [pattern]
+    if pattern.startswith("re:"):
+        try:
+            regex = re.compile(pattern[3:])
+        except re.error as error:
+            raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+        return [name for name in names if regex.fullmatch(name)]
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:
+    """Smallest level whose file has at most `target_bytes`, as nearly as a few encodings find it.
+
+    Args:
+        size_at: bytes of the file at a level; falls as the level rises, a little unsteadily.
+
+    Raises:
+        BudgetError: even the largest level is too big; carries the smallest size.
+    """
+    smallest = size_at(LARGEST_LEVEL)
+    if smallest > target_bytes:
+        raise BudgetError(
+            f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
+            smallest_bytes=smallest,
+            hint=f"ask for at least {smallest:,} bytes, or exclude nothing from squeezing",
+        )
+    over, under = (SMALLEST_LEVEL, None), (LARGEST_LEVEL, smallest)
+    level = 0.1
+    for _ in range(12):
+        size = size_at(level)
+        if size <= target_bytes:
+            under = (level, size)
+            if size >= 0.995 * target_bytes:
+                break
+        else:
+            over = (level, size)
+        if under[0] <= over[0] * 1.002:
+            break
+        level = _between(over, under, target_bytes)
+    return under[0]
+
+
+def _between(over: tuple[float, int | None], under: tuple[float, int], target_bytes: int) -> float:
+    """Level between two tried ones where a line through them, in log level, meets 99.8 % of the target; kept off the ends."""
+    low, high = math.log(over[0]), math.log(under[0])
+    if over[1] is None:
+        return math.exp(high - (high - low) / 4)
+    share = (under[1] - 0.998 * target_bytes) / (under[1] - over[1])
+    return math.exp(high - (high - low) * min(max(share, 0.02), 0.98))

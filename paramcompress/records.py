@@ -1,0 +1,90 @@
+"""Nouns that travel between the rooms: frozen, plain, and knowing nothing of files or maths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Number of the JSON layout that `Report.to_json` writes; raised when a field changes its meaning or goes."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(layer name, bytes of input done, bytes of input in all); may come from any thread."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a pattern sets for the layers it matches; None leaves the choice to the plan."""
+
+    max_rel_error: float | None = None
+    """Limit on ||W - W_hat||_F / ||W||_F; 0 means exact."""
+    dictionary: str | None = None
+    """A name of `dictionaries.REGISTRY`, `none`, or two joined by `+`, such as `lowrank+patch`."""
+    rank: int | None = None
+    """Atoms of `lowrank`; 0 is legal and means none."""
+    density: float | None = None
+    """Share of stored weights that may be nonzero, 0 to 1."""
+    exact: bool | None = None
+    """Keep every bit."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One tensor of a squeezed file, as measured on the decoded file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    """`factored`, `exact`, or `tied` (stored once, under another name)."""
+    dictionary: str
+    """`none` where there is none."""
+    rank: int
+    """Atoms in the low-rank part."""
+    density: float
+    """Nonzero stored weights / weights; 1 for an exact tensor."""
+    bits_per_weight: float
+    """8 * bytes_after / weights."""
+    bytes_before: int
+    bytes_after: int
+    rel_error: float
+    """Frobenius norm of the residual / norm of the weights; 0 is exact."""
+    max_abs_error: float | None
+    """Largest absolute residual, in the units of the weights; None where nobody measured it."""
+    tied_to: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did, or what one file holds."""
+
+    source: str
+    """Path of the checkpoint, or of the squeezed file where only that was read."""
+    output: str | None
+    """Path of the squeezed file; None for a dry run."""
+    target: str
+    """The one number the run was steered by, in words: `max_rel_error 0.03`."""
+    n_weights: int
+    """Weights of all tensors, tied ones counted once."""
+    bytes_before: int
+    """Bytes of all tensors as the checkpoint stores them, tied ones counted once."""
+    bytes_after: int
+    """Bytes of the squeezed file, everything included."""
+    layers: tuple[LayerReport, ...]
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options as the run used them; enough to run it again."""
+    verified: bool = False
+    """Whether the figures were measured on the file as it lies on disk."""
+    elapsed_s: float = 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 * file bytes / weights, header included."""
+        return 8 * self.bytes_after / max(self.n_weights, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; layout described in docs/json.md."""
+        return {"schema": SCHEMA_VERSION, **asdict(self), "bits_per_weight": self.bits_per_weight}

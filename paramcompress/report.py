@@ -1,0 +1,296 @@
+"""Reports as terminal tables, Markdown and JSON; knows no maths and opens no checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from .errors import ConfigError, OutputError
+from .records import LayerReport, Report
+from .units import UNITS, format_size
+
+SCREENFUL = 24
+"""Tensors up to which each has its own line; beyond, vectors and small exact tensors share one."""
+SMALL_BYTES = 4096
+"""An exact tensor up to this size is a small one."""
+NOTES_SHOWN = 5
+"""Notes of single layers shown unless all are asked for."""
+NAME_WIDTH = 10
+"""Terminal cells that names have at least; in a narrower table, columns go instead."""
+
+
+class _Column(NamedTuple):
+    """One column after the name: what is written in it, and the order in which it leaves a narrow table (0 stays)."""
+
+    header: str
+    cells: list[str]
+    align: Literal["<", ">"] = ">"
+    gives_way: int = 0
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.header, *self.cells)))
+
+    def padded(self) -> list[str]:
+        """Header and cells, all of one width."""
+        width = self.width
+        return [f"{cell:{self.align}{width}}" for cell in (self.header, *self.cells)]
+
+
+def render(report: Report, *, width: int, verbose: bool = False, ascii_only: bool = False) -> list[Text]:
+    """Everything a person is told about a run: table, totals, target, notes, file.
+
+    Args:
+        width: terminal cells; no line of the table is wider, other lines may be wrapped.
+        verbose: give every tensor its line, and show every note.
+        ascii_only: draw with nothing that an old terminal lacks.
+    """
+    shown, grouped = (report.layers, ()) if verbose else _split(report.layers)
+    lines = table(shown, width=width, ascii_only=ascii_only) if shown else []
+    if grouped:
+        lines.append(Text(_grouped_line(grouped), style="dim"))
+    lines += [Text(_totals(report), style="bold"), Text(_exactly(report)), Text(f"target: {printable(report.target)}")]
+    lines += [Text(f"note: {printable(note)}", style="yellow") for note in _notes(report, verbose)]
+    return [*lines, Text(f"file: {printable(report.output)}")] if report.output else lines
+
+
+def table(layers: Sequence[LayerReport], *, width: int, ascii_only: bool = False) -> list[Text]:
+    """One line per layer in at most `width` cells; names give way first, then shape, density and original size."""
+    columns = _columns(layers)
+    names = [printable(layer.name) for layer in layers]
+    longest = max(map(cell_len, ("layer", *names)))
+    while _room(columns, width, gap=1) < min(longest, NAME_WIDTH) and any(column.gives_way for column in columns):
+        columns.remove(min((column for column in columns if column.gives_way), key=lambda column: column.gives_way))
+    gap = 2 if _room(columns, width, gap=2) >= longest else 1
+    room = max(_room(columns, width, gap), 1)
+
+    short = [shorten(name, room, ascii_only=ascii_only) for name in ("layer", *names)]
+    name_width = max(map(cell_len, short))
+    short = [set_cell_size(name, name_width) for name in short]
+    rows = zip(short, *(column.padded() for column in columns), strict=True)
+    head, *lines = [(" " * gap).join(row).rstrip() for row in rows]
+    rule = ("-" if ascii_only else "─") * max(map(cell_len, (head, *lines)))
+    left_out = _left_out(columns, longest > room)
+    return [
+        Text(head, style="bold"),
+        Text(rule, style="dim"),
+        *map(Text, lines),
+        *([Text(left_out, style="dim")] if left_out else []),
+    ]
+
+
+def sizes(before: int, after: int) -> str:
+    """Two sizes in one unit and what they mean for each other.
+
+    >>> sizes(3_431_220, 368_422), sizes(100, 100)
+    ('3.43 MB -> 0.37 MB, 9.3x smaller', '100 B -> 100 B, not smaller')
+    """
+    large, small = format_size(before), format_size(after)
+    unit = large.split()[1]
+    if not small.endswith(f" {unit}") and UNITS[unit] / 10 <= after < UNITS[unit]:
+        small = f"{after / UNITS[unit]:.2f} {unit}"
+    gain = f"{before / after:.1f}x smaller" if 0 < after < before else "not smaller"
+    return f"{large} -> {small}, {gain}"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes in place of what would move a cursor, ring a bell or hide.
+
+    >>> print(printable("fc\\x1b[2J.weight"))
+    fc\\x1b[2J.weight
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shorten(name: str, width: int, *, ascii_only: bool = False) -> str:
+    """`name` in at most `width` cells: words become initials, from the middle out; digits and dots stay.
+
+    So `layers.17` and `layers.18` remain two names. What is still too long loses its middle.
+
+    >>> shorten("model.layers.17.self_attn.q_proj.weight", 27)
+    'model.l.17.s_a.q_p.weight'
+    >>> shorten("model.layers.17.self_attn.q_proj.weight", 10)
+    'm.l.1…_p.w'
+    """
+    words = sorted(re.finditer(r"[^\W\d_]{2,}", name), key=lambda word: abs(word.start() + word.end() - len(name)))
+    marks = list(name)
+    for word in words:
+        if cell_len("".join(marks)) <= width:
+            break
+        marks[word.start() + 1 : word.end()] = [""] * (word.end() - word.start() - 1)
+    short = "".join(marks)
+    if cell_len(short) <= width:
+        return short
+    head = width // 2
+    tail = width - head - 1
+    return set_cell_size(short, head) + ("~" if ascii_only else "…") + set_cell_size(short[::-1], tail)[::-1]
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON text, the same for `--json` and for files."""
+    return json.dumps(report.to_json(), indent=2, allow_nan=False)
+
+
+def to_markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown, with every tensor."""
+    columns = _columns(report.layers)
+    names = [_code(layer.name) for layer in report.layers]
+    rows = [
+        ("layer", *(column.header for column in columns)),
+        (":--", *("--:" if column.align == ">" else ":--" for column in columns)),
+        *zip(names, *(column.cells for column in columns), strict=True),
+    ]
+    return "\n".join(
+        [
+            f"## {_code(report.output or report.source)}",
+            "",
+            f"**{_totals(report)}** ({_exactly(report)})",
+            "",
+            f"Target: {_code(report.target)}",
+            "",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            *(f"- {printable(note)}" for note in _notes(report, verbose=True)),
+        ]
+    )
+
+
+WRITERS = {".json": to_json, ".md": to_markdown}
+"""What a report file holds, by its suffix."""
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Refuse a report file that could not be written in the end, before the work begins.
+
+    Raises:
+        ConfigError: the suffix is of no known format.
+        OutputError: the file exists and `force` is not given, or its folder does not.
+    """
+    if path.suffix not in WRITERS:
+        known = " or ".join(WRITERS)
+        raise ConfigError(f"--report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
+    if path.exists() and not force:
+        raise OutputError(path, "exists already", hint="give --force to overwrite it")
+    if not path.parent.is_dir():
+        raise OutputError(path, "its folder does not exist")
+
+
+def write(report: Report, path: Path) -> None:
+    """Write `report` to `path` in the format of its suffix, whole or not at all.
+
+    Raises:
+        OutputError: the file system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(WRITERS[path.suffix](report) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _columns(layers: Sequence[LayerReport]) -> list[_Column]:
+    """What a table says of each layer, the name apart."""
+    return [
+        _Column("shape", [_shape(layer.shape) for layer in layers], "<", gives_way=1),
+        _Column("dictionary", [_dictionary(layer) for layer in layers], "<"),
+        _Column("rank", [str(layer.rank or "-") for layer in layers]),
+        _Column("density", [_density(layer) for layer in layers], gives_way=2),
+        _Column("bits/w", [f"{layer.bits_per_weight:.2f}" for layer in layers]),
+        _Column("before", [format_size(layer.bytes_before) for layer in layers], gives_way=3),
+        _Column("after", [format_size(layer.bytes_after) for layer in layers]),
+        _Column("error", [_error(layer.rel_error) for layer in layers]),
+    ]
+
+
+def _room(columns: Sequence[_Column], width: int, gap: int) -> int:
+    """Terminal cells left for names."""
+    return width - sum(column.width + gap for column in columns)
+
+
+def _left_out(columns: Sequence[_Column], names_shortened: bool) -> str | None:
+    """What a table had to do to fit, in words."""
+    headers = [column.header for column in columns]
+    gone = [column.header for column in _columns(()) if column.header not in headers]
+    did = ["names shortened"] * names_shortened + [f"no {header}" for header in gone]
+    return f"{', '.join(did)}: --json or a wider terminal has it all" if did else None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _dictionary(layer: LayerReport) -> str:
+    """The dictionary, or why there is none."""
+    return printable(layer.dictionary if layer.codec == "factored" else layer.codec)
+
+
+def _density(layer: LayerReport) -> str:
+    if layer.codec != "factored":
+        return "-"
+    return "<0.001" if 0 < layer.density < 0.0005 else f"{layer.density:.3f}"
+
+
+def _error(rel_error: float) -> str:
+    if rel_error == 0:
+        return "0"
+    return f"{rel_error:.4f}" if rel_error >= 0.001 else f"{rel_error:.0e}"
+
+
+def _split(layers: Sequence[LayerReport]) -> tuple[Sequence[LayerReport], Sequence[LayerReport]]:
+    """The layers that get a line each, and those that share one."""
+    minor = [layer for layer in layers if _is_minor(layer)]
+    if len(layers) <= SCREENFUL or len(minor) in (0, 1, len(layers)):
+        return layers, ()
+    return [layer for layer in layers if not _is_minor(layer)], minor
+
+
+def _is_minor(layer: LayerReport) -> bool:
+    return len(layer.shape) < 2 or (layer.codec == "exact" and layer.bytes_before <= SMALL_BYTES)
+
+
+def _grouped_line(layers: Sequence[LayerReport]) -> str:
+    before, after = sum(layer.bytes_before for layer in layers), sum(layer.bytes_after for layer in layers)
+    worst = max(layer.rel_error for layer in layers)
+    error = f"error at most {_error(worst)}" if worst else "all exact"
+    return (
+        f"+ {len(layers)} vectors and small tensors: {format_size(before)} -> {format_size(after)}, "
+        f"{error}; -v lists them"
+    )
+
+
+def _totals(report: Report) -> str:
+    return f"{sizes(report.bytes_before, report.bytes_after)}, {report.bits_per_weight:.2f} bits per weight"
+
+
+def _exactly(report: Report) -> str:
+    source = "measured on the decoded file" if report.verified else "not measured on the file"
+    return f"{report.bytes_before:,} -> {report.bytes_after:,} bytes; errors {source}"
+
+
+def _notes(report: Report, verbose: bool) -> list[str]:
+    """Notes of the run, then those of single tensors; of the latter only the first few unless `verbose`."""
+    of_layers = [f"{layer.name}: {note}" for layer in report.layers if (note := _layer_note(layer))]
+    shown = of_layers if verbose else of_layers[:NOTES_SHOWN]
+    left = len(of_layers) - len(shown)
+    return [*report.notes, *shown, *([f"{left} more on single tensors; -v shows them"] if left else [])]
+
+
+def _layer_note(layer: LayerReport) -> str:
+    return layer.note or (f"stored once, as {layer.tied_to}" if layer.tied_to else "")
+
+
+def _code(name: str) -> str:
+    """`name` as a code span that can stand in a table cell."""
+    fence = "``" if "`" in name else "`"
+    pad = " " if "`" in name else ""
+    return f"{fence}{pad}{printable(name)}{pad}{fence}".replace("|", "\\|")

@@ -1,0 +1,40 @@
+"""Sizes in bytes, as people write and read them; knows nothing of what they measure."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import ConfigError
+
+UNITS = {"B": 1, "kB": 1000, "KiB": 1024, "MB": 1000**2, "MiB": 1024**2, "GB": 1000**3, "GiB": 1024**3}
+_BY_LOWER_CASE = {unit.lower(): factor for unit, factor in UNITS.items()}
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes meant by `size`, rounded down; a number without unit is bytes, capitals do not matter.
+
+    Raises:
+        ConfigError: not a number with a unit of `UNITS`, or negative.
+
+    >>> parse_size("3MB"), parse_size("1.5 KiB"), parse_size(400)
+    (3000000, 1536, 400)
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", str(size))
+    if isinstance(size, bool) or match is None or (match[2] or "b").lower() not in _BY_LOWER_CASE:
+        raise ConfigError(
+            f"{size!r} is not a size", hint=f"write a number and one of {', '.join(UNITS)}, such as 3MB or 400KiB"
+        )
+    return int(float(match[1]) * _BY_LOWER_CASE[(match[2] or "b").lower()])
+
+
+def format_size(n_bytes: int) -> str:
+    """`n_bytes` with three significant digits, in decimal units.
+
+    >>> format_size(3_431_220), format_size(999_999), format_size(12)
+    ('3.43 MB', '1.00 MB', '12 B')
+    """
+    for unit in ("GB", "MB", "kB"):
+        value = n_bytes / UNITS[unit]
+        if value >= 0.9995:  # rounds to 1.00
+            return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
+    return f"{n_bytes} B"

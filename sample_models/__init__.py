@@ -1,0 +1,1 @@
+"""Four small trained checkpoints, and the code that trained and measures them. See README.md."""
