@@ -198,7 +198,8 @@ def _layers(value: Any) -> dict[str, dict[str, Any]]:
     return {_pattern(pattern): check_override(values, where=f"{pattern!r}: ") for pattern, values in value.items()}
 
 
-_ERROR = _number(0, 1, "a number from 0 to 1, such as 0.03")
+# 1 is what an all-zero tensor has; a little above is let through for limits that were computed
+_ERROR = _number(0, 1.01, "a number from 0 to 1, such as 0.03")
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "target_size": _size,
     "bits_per_weight": _number(math.ulp(0), sys.float_info.max, "a number above 0, such as 3.5"),

@@ -56,8 +56,8 @@ MOST_SEARCHES = 6
 
 
 LEAST_STEP = 1e-30
-MOST_STEPS = 1 << 27
-"""Largest weight in steps; beyond, symbols would leave their range."""
+MOST_STEPS = 1 << 25
+"""Largest weight in steps: float32, in which the quantiser works, tells no finer ones apart."""
 
 
 class Unfit(ValueError):
@@ -408,6 +408,8 @@ class _Search:
         raise AssertionError("itertools.count ended")
 
     def quantise(self, x: NDArray[np.float32], profile: _Profile, step: float) -> _Found:
+        if profile.row_peaks.max() > MOST_STEPS * step:
+            raise Unfit(f"more than {MOST_STEPS} steps")
         scales = profile.scales(self.reference or step)
         points, _ = quantize(x * np.float32(1 / step), scales, self.trellis, self.cost, BIT_WEIGHT)
         product, square, rest = _moments(x, points)

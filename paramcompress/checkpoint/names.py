@@ -14,14 +14,16 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
 
-def public_names(paths: Sequence[KeyPath]) -> tuple[list[str], str]:
+def public_names(paths: Sequence[KeyPath], *, shorten: bool = True) -> tuple[list[str], str]:
     """A name for each path, and the prefix that was taken off those under the wrapper ("" for none).
 
     Off come a wrapper such as "state_dict." where that dict alone holds the tensors (bare tensors beside it keep their
     name), then "module." where all names under it have it. If short names would collide, all stay long; equal
-    long names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2".
+    long names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2". Without `shorten` nothing comes off.
     """
     full = [full_name(path) or "tensor" * (not path) for path in paths]
+    if not shorten:
+        return _numbered([_printable(name) for name in full]), ""
     prefix, wrapped = _wrapper(paths)
     for extra in _PREFIXES * 2:
         if wrapped and all(full[i].startswith(prefix + extra) and full[i] != prefix + extra for i in wrapped):
@@ -31,7 +33,11 @@ def public_names(paths: Sequence[KeyPath]) -> tuple[list[str], str]:
         short[i] = full[i].removeprefix(prefix)
     if "" in (short[i] for i in wrapped if full[i]) or len(set(short)) < len(set(full)):
         short, prefix = full, ""
-    return _numbered([name.encode("utf-8", "backslashreplace").decode() for name in short]), prefix
+    return _numbered([_printable(name) for name in short]), prefix
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _wrapper(paths: Sequence[KeyPath]) -> tuple[str, list[int]]:

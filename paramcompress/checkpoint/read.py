@@ -144,7 +144,8 @@ def _assemble(
     if not leaves:
         beside = f" beside the optimizer state in {', '.join(left_out)}" if left_out else ""
         raise CheckpointError(path or "the dict", f"holds no tensor{beside}", hint="save model.state_dict()")
-    names, prefix = public_names([leaf.path for leaf in leaves])
+    # a safetensors file is flat, and whoever opens it elsewhere sees its names as they stand
+    names, prefix = public_names([leaf.path for leaf in leaves], shorten=kind in ("torch", "dict"))
     infos, readers = [], dict[str, Any]()
     first: dict[Any, str] = {}
     for leaf, name in zip(leaves, names, strict=True):
