@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from paramcompress.jit import compiled
 from paramcompress.prior import PRIOR
-from paramcompress.trellis import TRELLISES, Trellis
+from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 N_TOKENS = 16
 ESCAPE = N_TOKENS - 1
@@ -105,7 +105,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_tokens, bits = _put_classes(
         scales.columns, flags >> 1 & 1, flags >> 3 & 1, period, _COLUMN_DEAD, contexts, tokens, raw, n_tokens, bits
     )
-    walk = trellis.next_state, trellis.quantiser
+    walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
     n_tokens, (n_full, waiting, n_waiting) = _put_points(
         points, scales.base, scales.rows, scales.columns, *walk, contexts, tokens, raw, n_tokens, bits
     )
@@ -142,8 +142,9 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
     counts, spans, slots = (table.copy() for table in _start_model(True))
+    walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
     used_words, used_bits = _decode(
-        words, raw, 8 * len(bits), flags, base, period, trellis.next_state, trellis.quantiser, counts, spans, slots, points
+        words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points
     )
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
@@ -153,7 +154,8 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
 def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
     """(N_CLASSES, 2, N_TOKENS) times that each token occurs, by context class and quantiser, in points as for `pack`."""
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    _count(points, scales.base, scales.rows, scales.columns, trellis.next_state, trellis.quantiser, counts)
+    walk = trellis.next_state, trellis.quantiser, columns_per_chain(points.shape[1])
+    _count(points, scales.base, scales.rows, scales.columns, *walk, counts)
     return counts
 
 
@@ -335,10 +337,12 @@ def scale_context(scale_class: int) -> tuple[int, int]:
 
 
 @compiled
-def _put_points(points, base, rows, columns, next_state, quantiser, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+def _put_points(points, base, rows, columns, next_state, quantiser, per_chain, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
     """Context and token of every live point; n_tokens -1 where one does not fit trellis or classes."""
     state = 0
     for j in range(points.shape[0]):
+        if j % per_chain == 0:
+            state = 0
         for i in range(points.shape[1]):
             point = np.int64(points[j, i])
             if rows[i] < 0 or columns[j] < 0:
@@ -368,9 +372,11 @@ def _put_points(points, base, rows, columns, next_state, quantiser, contexts, to
 
 
 @compiled
-def _count(points, base, rows, columns, next_state, quantiser, counts):  # type: ignore[no-untyped-def]
+def _count(points, base, rows, columns, next_state, quantiser, per_chain, counts):  # type: ignore[no-untyped-def]
     state = 0
     for j in range(points.shape[0]):
+        if j % per_chain == 0:
+            state = 0
         for i in range(points.shape[1]):
             if rows[i] >= 0 and columns[j] >= 0:
                 c, shift = scale_context(base + rows[i] + columns[j])
@@ -543,7 +549,7 @@ def _get_classes(classes, coded, flagged, period, context, words, raw, n_bits, c
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, counts, spans, slots, points):  # type: ignore[no-untyped-def]
+def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_chain, counts, spans, slots, points):  # type: ignore[no-untyped-def]
     """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
     n_columns, n_rows = points.shape
     totals = np.zeros(len(counts), np.int64)
@@ -563,6 +569,8 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, coun
     at = clock[1]
     chain = 0
     for j in range(n_columns):
+        if j % per_chain == 0:
+            chain = 0
         if columns[j] < 0:
             points[j] = 0
             continue

@@ -12,16 +12,12 @@ from numpy.typing import NDArray
 
 from paramcompress.entropy import DEAD, Scales, scale_context
 from paramcompress.jit import compiled
-from paramcompress.trellis import Trellis
-
-WINDOW = 4096
-"""Numbers between two final decisions of the search: a decision costs next to nothing, memory is n_states + 16 bytes a number."""
-
+from paramcompress.trellis import Trellis, columns_per_chain
 
 def quantize(
     x: NDArray[np.float32], scales: Scales, trellis: Trellis, cost: NDArray[np.float32], weight: float
 ) -> tuple[NDArray[np.int32], float]:
-    """Points that minimise squared distance + weight * bits along one chain.
+    """Points that minimise squared distance + weight * bits along each chain.
 
     Args:
         x: (n_columns, n_rows), C order, finite, |x| < 2**30; what dead rows and columns hold becomes zero.
@@ -40,9 +36,8 @@ def quantize(
     if trellis.n_states == 1:
         squared = _round(x, scales.base, scales.rows, scales.columns, price, points)
     else:
-        squared = _search(
-            x, scales.base, scales.rows, scales.columns, price, trellis.next_state, trellis.quantiser, points
-        )
+        walk = trellis.next_state, trellis.quantiser, columns_per_chain(x.shape[1])
+        squared = _search(x, scales.base, scales.rows, scales.columns, price, *walk, points)
     return points, float(squared)
 
 
@@ -100,14 +95,15 @@ def _around(size, q, c, shift, price, best, magnitude):  # type: ignore[no-untyp
 
 
 @compiled
-def _search(x, base, rows, columns, price, next_state, quantiser, points):  # type: ignore[no-untyped-def]
-    """Viterbi search, decided every WINDOW numbers. State t is entered from t >> 1 and from half the states above that."""
+def _search(x, base, rows, columns, price, next_state, quantiser, per_chain, points):  # type: ignore[no-untyped-def]
+    """Viterbi search, chain by chain. State t is entered from t >> 1 and from half the states above that."""
     n_columns, n_rows = x.shape
     n_states = len(quantiser)
     half = n_states >> 1
-    came_from = np.empty(WINDOW, np.uint32)  # bit t: state t was entered from the upper of its two
-    magnitude = np.empty((WINDOW, 4), np.int32)
-    place = np.empty(WINDOW, np.int64)
+    longest = min(per_chain, n_columns) * n_rows
+    came_from = np.empty(longest, np.uint32)  # bit t: state t was entered from the upper of its two
+    magnitude = np.empty((longest, 4), np.int32)
+    place = np.empty(longest, np.int64)
     best = np.empty(4, np.float32)  # by subset, 2 * quantiser + parity
     path = np.full(n_states, np.inf, np.float32)
     path[0] = 0
@@ -147,22 +143,22 @@ def _search(x, base, rows, columns, price, next_state, quantiser, points):  # ty
                 came_from[n_here] = taken
                 path, following = following, path
                 n_here += 1
-            if n_here == WINDOW or (n_here and i == n_rows - 1 and j == n_columns - 1):
-                s = 0
-                for t in range(n_states):
-                    if path[t] < path[s]:
-                        s = t
-                path[:] = np.inf
-                path[s] = 0
-                for at in range(n_here - 1, -1, -1):
-                    before = (s >> 1) + half * np.int64(came_from[at] >> np.uint32(s) & np.uint32(1))
-                    branch = subset[before] ^ (s & 1)
-                    s = before
-                    k = magnitude[at, branch]
-                    point = 2 * k - (branch >> 1 if k else 0)
-                    number = numbers[place[at]]
-                    away = abs(number) - point
-                    squared += away * away
-                    out[place[at]] = -point if number < 0 else point
-                n_here = 0
+        if (j + 1) % per_chain == 0 or j == n_columns - 1:
+            s = 0
+            for t in range(n_states):
+                if path[t] < path[s]:
+                    s = t
+            path[:] = np.inf
+            path[0] = 0
+            for at in range(n_here - 1, -1, -1):
+                before = (s >> 1) + half * np.int64(came_from[at] >> np.uint32(s) & np.uint32(1))
+                branch = subset[before] ^ (s & 1)
+                s = before
+                k = magnitude[at, branch]
+                point = 2 * k - (branch >> 1 if k else 0)
+                number = numbers[place[at]]
+                away = abs(number) - point
+                squared += away * away
+                out[place[at]] = -point if number < 0 else point
+            n_here = 0
     return squared

@@ -20,6 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+CHAIN = 4096
+"""Numbers that a chain holds at least, if there are as many: chains begin at whole columns, so that they can run side by side."""
+
+
+def columns_per_chain(n_rows: int) -> int:
+    """Columns after which the state returns to 0. Part of the format."""
+    return -(-CHAIN // max(n_rows, 1))
+
+
 @dataclass(frozen=True)
 class Trellis:
     """States 0 to n_states - 1; every chain starts in state 0."""
