@@ -164,12 +164,27 @@ def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
 
     The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of the format.
     """
-    table = PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT
-    if counts is not None:
-        table = table + counts
+    if counts is None:
+        return _prior_costs()
+    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT + counts)
+
+
+@cache
+def _prior_costs() -> NDArray[np.float32]:
+    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT)
+
+
+def _costs(table: NDArray[np.float64]) -> NDArray[np.float32]:
     bits = (np.log2(table.sum(-1, keepdims=True)) - np.log2(table)).astype(np.float32)
     tokens, raw_bits = _magnitudes()
     return bits[:, :, tokens] + raw_bits
+
+
+@cache
+def token_raw_bits() -> NDArray[np.int64]:
+    """(N_TOKENS,) raw bits that follow each token, a sign included; those of the escape as if it were the next half octave."""
+    firsts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, ESCAPE_FROM]
+    return np.array([raw_bits_of(first) for first in firsts])
 
 
 @cache

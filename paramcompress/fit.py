@@ -43,15 +43,20 @@ MSE_OF_PLAIN_STEP = 0.34
 DEAD_PEAK, DEAD_RMS = 1.3, 0.45
 """Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse water-filling gives
 nothing to what has less energy than the error that is allowed."""
+DEAD_LENGTH = 16
+"""Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
 ATOM_NOISE = 0.5
 """Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes good."""
-MOST_RANK = 64
-SPECTRUM = 12
-"""Singular values looked at first; more only where all of these pay."""
+SPECTRUM = (2, 12, 64)
+"""Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
+LEAST_LOW_RANK = 2048
+"""Weights below which low rank is not looked for unasked."""
 LEAST_GAIN = 0.01
 """Share of the layer's bits that low rank has to promise before it is tried."""
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
+LEAST_LEARNT = 2048
+"""Weights below which token costs are left at the prior's."""
 MOST_SEARCHES = 6
 
 
@@ -79,9 +84,9 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(n_states=1, sample=1 << 14, tolerance=0.02, low_rank=False),
-    "default": Effort(n_states=8, sample=1 << 15, tolerance=0.006, low_rank=True),
-    "max": Effort(n_states=32, sample=1 << 19, tolerance=0.002, low_rank=True),
+    "fast": Effort(n_states=1, sample=1 << 12, tolerance=0.02, low_rank=False),
+    "default": Effort(n_states=8, sample=1 << 13, tolerance=0.02, low_rank=True),
+    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, low_rank=True),
 }
 
 
@@ -92,21 +97,6 @@ class Choice:
     dictionary: str | None = None
     rank: int | None = None
     density: float | None = None
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A dictionary, and what it leaves to quantise."""
-
-    transform: str
-    basis: NDArray[np.int8] | None
-    low_rank: LowRank | None
-    gram: NDArray[np.float32] | None
-    """(K, K) Q^T Q of the transform as its integers are."""
-    x: NDArray[np.float32]
-    """(n_columns, n_out), in units of the weight."""
-    n_bytes: int
-    """Of the dictionary and its coefficients."""
 
 
 def fit(
@@ -135,15 +125,14 @@ def fit(
     peak = float(np.abs(weight).max())
     if not (LEAST_STEP < math.sqrt(target) < 1 / LEAST_STEP) or peak > MOST_STEPS * math.sqrt(target) or peak > 1 / LEAST_STEP:
         raise Unfit(f"weights up to {peak:.3g} at an error of {math.sqrt(target):.3g} each")
-    best = _choose(weight, layout, target, effort, choice, seed, device)
-    x = best.x
+    dictionary, x = _choose(weight, layout, target, effort, choice, seed, device)
     if choice.density is not None:
-        x = _sparsest(x, choice.density)
-        missed = float(np.square(best.x - x, dtype=np.float64).mean())
-        target = max(target - missed, 0.1 * target)
+        sparse = _sparsest(x, choice.density)
+        missed = float(np.square(x - sparse, dtype=np.float64).mean())
+        x, target = sparse, max(target - missed, 0.1 * target)
     trellis = TRELLISES[effort.n_states]
-    step, stored = _search_step(x, target, trellis, layout.kernel_size, effort.tolerance, best.gram)
-    factors = Factors(layout, step, best.transform, best.basis, best.low_rank, stored)
+    step, stored = _search_step(x, target, trellis, layout.kernel_size, effort.tolerance, dictionary.gram)
+    factors = Factors(layout, step, dictionary.transform, dictionary.basis, dictionary.low_rank, stored)
     if not factors.is_exact:
         raise Unfit("partial sums would not be exact in float64")
     return factors
@@ -152,91 +141,160 @@ def fit(
 # ------------------------------------------------------------------------------------------- dictionary
 
 
+@dataclass(frozen=True)
+class _Dictionary:
+    """A transform and a low-rank part: all that is fixed before S is quantised."""
+
+    transform: str
+    basis: NDArray[np.int8] | None = None
+    matrix: torch.Tensor | None = None
+    """Q (K, K) float64 as its integers make it; None for no transform."""
+    low_rank: LowRank | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of basis, atoms and coefficients."""
+        n = 0 if self.basis is None else self.basis.size
+        if self.low_rank is None:
+            return n
+        one = self.low_rank
+        return n + 16 + len(one.exponents) + round(sum(_bits(part) for part in (one.coefficients, one.atoms)) / 8)
+
+    @property
+    def gram(self) -> NDArray[np.float32] | None:
+        """Q^T Q: not quite the identity, since Q was rounded."""
+        return None if self.matrix is None else (self.matrix.T @ self.matrix).float().numpy()
+
+    def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n_columns, n_rows) of what is left to quantise: `rest` (n_rows, n_columns), whole kernels, in the transform's coordinates."""
+        if self.matrix is None:
+            return np.ascontiguousarray(rest.T)
+        period = len(self.matrix)
+        kernels = torch.from_numpy(np.ascontiguousarray(rest.T)).view(-1, period, len(rest))
+        # the inverse, not the transpose: the integers are not quite orthonormal
+        return (torch.linalg.inv(self.matrix).float() @ kernels).view(-1, len(rest)).numpy()
+
+
 def _choose(
-    weight: NDArray[np.float32],
-    layout: Layout,
-    target: float,
-    effort: Effort,
-    choice: Choice,
-    seed: int,
-    device: str,
-) -> _Candidate:
-    """The candidate of fewest bytes at mean squared error `target`: first the transform, then low rank on top of it."""
+    weight: NDArray[np.float32], layout: Layout, target: float, effort: Effort, choice: Choice, seed: int, device: str
+) -> tuple[_Dictionary, NDArray[np.float32]]:
+    """Dictionary of fewest bytes at mean squared error `target`, and x (n_columns, n_rows), what it leaves to quantise.
+
+    First the transform, then low rank on top of it; candidates are compared on a sample.
+    """
     asked = None if choice.dictionary is None else choice.dictionary.split("+")
+    sample = _Sample.of(weight, effort.sample, layout.kernel_size)
 
-    def cheapest(candidates: list[_Candidate]) -> _Candidate:
-        if len(candidates) == 1:
-            return candidates[0]
-        return min(candidates, key=lambda one: _estimate(one, target, layout.kernel_size, effort.sample))
+    def n_bytes(one: _Dictionary, rest: NDArray[np.float32]) -> float:
+        return one.n_bytes + _estimate(one, rest, target, layout, weight.size)
 
-    transforms = ["none", "patch", "cosine"] if layout.takes_transform else ["none"]
+    names = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
     if asked is not None:
-        transforms = [name for name in transforms if name in asked] or ["none"]
-    plain = cheapest([_transformed(weight, layout, name, None, 0) for name in transforms])
-    if asked is None and not effort.low_rank and not choice.rank or asked is not None and "lowrank" not in asked:
-        return plain
-    if choice.rank == 0:
-        return plain
-    offered = [
-        _transformed(weight - low_rank_matrix, layout, plain.transform, low_rank, n_bytes)
-        for low_rank, low_rank_matrix, n_bytes in _low_ranks(weight, target, choice.rank, seed, device)
-    ]
-    forced = offered and (choice.rank is not None or asked is not None)
-    return cheapest(offered if forced else [plain, *offered])
+        names = tuple(name for name in names if name in asked) or ("none",)
+    plain = [_transform(name, weight, layout) for name in names]
+    sizes = [n_bytes(one, sample.x) if len(plain) > 1 else 0.0 for one in plain]
+    best = plain[sizes.index(min(sizes))]
+    wanted = choice.rank != 0 and (effort.low_rank or bool(choice.rank) if asked is None else "lowrank" in asked)
+    if not wanted:
+        return best, best.coordinates(weight)
+    forced = choice.rank is not None or asked is not None
+    least = math.inf if forced else sizes[plain.index(best)] or n_bytes(best, sample.x)
+    rest = weight
+    for low_rank in _low_ranks(weight, best, target, choice.rank, seed, device):
+        one = replace(best, low_rank=low_rank)
+        product = low_rank.product(slice(None)).T.float().numpy()
+        n = n_bytes(one, sample.x - product[np.ix_(sample.rows, sample.columns)])
+        if n < least:
+            least, best, rest = n, one, weight - product
+    return best, best.coordinates(rest)
 
 
-def _transformed(
-    rest: NDArray[np.float32], layout: Layout, transform: str, low_rank: LowRank | None, n_bytes: int
-) -> _Candidate:
-    """`rest` (n_out, n_columns), what low rank leaves of the weight, in the coordinates of a transform."""
-    if transform == "none":
-        return _Candidate(transform, None, low_rank, None, np.ascontiguousarray(rest.T), n_bytes)
-    kernels = torch.from_numpy(rest.reshape(-1, layout.kernel_size))
-    basis = None
-    if transform == "patch":
-        scaled = principal_basis(kernels) * PATCH_SCALE
-        basis = scaled.round().clamp(-128, 127).to(torch.int8).numpy()
-        matrix = torch.from_numpy(basis).double() / PATCH_SCALE
-    else:
-        matrix = cosine_basis(layout.kernel, COSINE_SCALE).double() / COSINE_SCALE ** len(layout.kernel)
-    # the integers are not quite orthonormal, so coordinates come from the inverse, not the transpose
-    coordinates = (kernels @ torch.linalg.inv(matrix).T.float()).reshape(rest.shape)
-    x = np.ascontiguousarray(coordinates.numpy().T)
-    gram = (matrix.T @ matrix).float().numpy()
-    return _Candidate(transform, basis, low_rank, gram, x, n_bytes + (0 if basis is None else basis.size))
+def _transform(name: str, weight: NDArray[np.float32], layout: Layout) -> _Dictionary:
+    """A transform fitted to the kernels of a layer."""
+    if name == "patch":
+        basis = principal_basis(torch.from_numpy(weight.reshape(-1, layout.kernel_size))) * PATCH_SCALE
+        rounded = basis.round().clamp(-128, 127).to(torch.int8)
+        return _Dictionary(name, rounded.numpy(), rounded.double() / PATCH_SCALE)
+    if name == "cosine":
+        scale = COSINE_SCALE ** len(layout.kernel)
+        return _Dictionary(name, None, cosine_basis(layout.kernel, COSINE_SCALE).double() / scale)
+    return _Dictionary(name)
 
 
-def _estimate(candidate: _Candidate, target: float, period: int, sample: int) -> float:
-    """Bytes of a candidate: its sample quantised on the plain grid and packed, scaled up."""
-    x = _sample(candidate.x, sample, period)
-    energy = float(np.square(x, dtype=np.float64).mean())
-    if energy <= target:
-        return candidate.n_bytes
-    search = _Search(target, TRELLISES[1], period, candidate.gram)
+def _estimate(one: _Dictionary, rest: NDArray[np.float32], target: float, layout: Layout, size: int) -> float:
+    """Bytes of S: `rest`, a sample of what low rank leaves of the weight, on the plain grid; its entropy scaled up to `size`."""
+    x = one.coordinates(rest)
+    profile = _Profile.of(x)
+    if profile.mean_square <= target:
+        return 0.0
+    search = _Search(target, TRELLISES[1], one.gram)
     step = math.sqrt(target / MSE_OF_PLAIN_STEP)
     for _ in range(2):
-        found = search.quantise(x, _Profile.of(x), step)
+        found = search.quantise(x, profile.scales(step), step)
         if 0.7 * target < found.error < 1.4 * target:
             break
         step *= min(max(math.sqrt(target / max(found.error, 1e-30)), 0.5), 2.0)
     # what the error is off by, in bits: half a log2 for each number that is coded at all
-    excess = 0.5 * np.count_nonzero(found.symbols.points) * math.log2(found.error / target) / 8 if found.error else 0.0
-    return candidate.n_bytes + (len(found.symbols.pack(period)) + excess) * candidate.x.size / x.size
+    excess = 0.5 * np.count_nonzero(found.symbols.points) * math.log2(found.error / target) if found.error else 0.0
+    return (_data_bits(found.symbols) + excess) * size / x.size / 8
 
 
-def _sample(x: NDArray[np.float32], size: int, period: int) -> NDArray[np.float32]:
-    """About `size` numbers of x (n_columns, n_rows): evenly spaced rows and whole kernels of columns."""
-    if x.size <= size:
-        return x
-    n_columns, n_rows = x.shape
-    share = math.sqrt(size / x.size)
-    rows = _spread(n_rows, max(round(n_rows * share), min(n_rows, 256)))
-    kernels = _spread(n_columns // period, max(1, size // (period * len(rows))))
-    columns = (kernels[:, None] * period + np.arange(period)).reshape(-1)
-    return x[np.ix_(columns, rows)]
+def _bits(symbols: Symbols) -> float:
+    assert symbols.scales is not None
+    return _data_bits(symbols) + _class_bits(symbols.scales)
+
+
+def _data_bits(symbols: Symbols) -> float:
+    """Bits of the points themselves: entropy of the tokens by context, what learning it costs, and the raw bits."""
+    assert symbols.scales is not None
+    counts = entropy.histogram(symbols.points, symbols.scales, symbols.trellis).reshape(-1, entropy.N_TOKENS)
+    total = counts.sum(1, keepdims=True)
+    used = counts > 0
+    bits = (counts * np.log2(np.where(used, total / np.maximum(counts, 1), 1))).sum()
+    return float(bits + 2 * used.sum() + (counts * entropy.token_raw_bits()).sum())
+
+
+def _class_bits(scales: Scales) -> float:
+    """About what the classes of both sides take: their entropy."""
+    bits = 0.0
+    for classes in (scales.rows, scales.columns):
+        counts = np.bincount(classes.astype(np.int64) + 1)
+        counts = counts[counts > 0]
+        bits += float((counts * np.log2(len(classes) / counts)).sum()) + 3 * (len(counts) - 1)
+    return bits
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Evenly spaced rows and whole kernels of columns of a matrix (n_rows, n_columns), or of its transpose."""
+
+    x: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.float32], size: int, period: int) -> _Sample:
+        """About `size` numbers of matrix (n_rows, n_columns); all of it where that is not much more."""
+        n_rows, n_columns = matrix.shape
+        if matrix.size <= 2 * size:
+            return cls(matrix, np.arange(n_rows), np.arange(n_columns))
+        rows = _spread(n_rows, max(round(n_rows * math.sqrt(size / matrix.size)), min(n_rows, 256)))
+        kernels = _spread(n_columns // period, max(1, size // (period * len(rows))))
+        columns = (kernels[:, None] * period + np.arange(period)).reshape(-1)
+        return cls(matrix[np.ix_(rows, columns)], rows, columns)
+
+    @classmethod
+    def of_transposed(cls, x: NDArray[np.float32], size: int, period: int) -> _Sample:
+        """The same of x (n_columns, n_rows)."""
+        found = cls.of(x.T, size, period)
+        return cls(np.ascontiguousarray(found.x.T), found.rows, found.columns)
+
+    def of_scales(self, scales: Scales) -> Scales:
+        return Scales(scales.base, scales.rows[self.rows], scales.columns[self.columns])
 
 
 def _spread(n: int, n_kept: int) -> NDArray[np.int64]:
+    """n_kept of the first n numbers, evenly spaced."""
     return np.arange(min(n, n_kept)) * n // min(n, n_kept)
 
 
@@ -256,51 +314,63 @@ def _sparsest(x: NDArray[np.float32], density: float) -> NDArray[np.float32]:
 
 
 def _low_ranks(
-    weight: NDArray[np.float32], target: float, rank: int | None, seed: int, device: str
-) -> Iterator[tuple[LowRank, NDArray[np.float32], int]]:
-    """Quantised low-rank parts worth trying, with the matrix each makes and its bytes; of the given rank if there is one."""
+    weight: NDArray[np.float32], transform: _Dictionary, target: float, rank: int | None, seed: int, device: str
+) -> Iterator[LowRank]:
+    """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
     smaller = min(weight.shape)
-    energy = float(np.square(weight, dtype=np.float64).sum())
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.from_numpy(weight).to(device)
+    energy = float(np.vdot(weight, weight))
+
+    def factors(n: int) -> tuple[torch.Tensor, ...]:
+        return tuple(one.cpu() for one in truncated_svd(matrix, min(n, smaller), generator=generator))
+
     if rank is not None:
         ranks = {min(rank, smaller)}
-        atoms, coefficients, values = truncated_svd(matrix, min(rank, smaller), generator=generator)
+        atoms, coefficients, values = factors(rank)
     else:
-        if smaller < 4:
+        if smaller < 4 or weight.size < LEAST_LOW_RANK:
             return
-        n_looked_at = min(SPECTRUM, smaller)
-        atoms, coefficients, values = truncated_svd(matrix, n_looked_at, generator=generator)
-        best, gain = _best_rank(values.cpu().numpy(), energy, weight.shape, target)
-        if best == n_looked_at < min(MOST_RANK, smaller):
-            atoms, coefficients, values = truncated_svd(matrix, min(MOST_RANK, smaller), generator=generator)
-            best, gain = _best_rank(values.cpu().numpy(), energy, weight.shape, target)
-        if gain < LEAST_GAIN * weight.size * 0.5 * math.log2(max(energy / weight.size / target, 2)):
+        energies = np.square(transform.coordinates(weight)).mean(1)
+        bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
+        for n_looked_at in SPECTRUM:
+            atoms, coefficients, values = factors(n_looked_at)
+            directions = transform.coordinates(np.ascontiguousarray((atoms * values).T.float().numpy()))
+            best, gain = _best_rank(values.numpy(), directions, energies, len(weight), target)
+            if best < min(n_looked_at, smaller):
+                break
+        if gain < LEAST_GAIN * bits:
             return
-        ranks = {best, best // 2} - {0}
-    atoms, coefficients, values = atoms.cpu(), coefficients.cpu(), values.cpu()
-    for r in sorted(ranks):
+        ranks = {best, best // 2} - {0} if best > 4 else {best}
+    for r in sorted(ranks, reverse=True):
         left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
         low_rank = _quantise_low_rank(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
         if low_rank is not None:
-            product = low_rank.product(slice(None)).T.float().numpy()
-            n_bytes = 16 + r + len(low_rank.coefficients.pack()) + len(low_rank.atoms.pack())
-            yield low_rank, product, n_bytes
+            yield low_rank
 
 
-def _best_rank(values: NDArray[np.float64], energy: float, shape: tuple[int, ...], target: float) -> tuple[int, float]:
+def _best_rank(
+    values: NDArray[np.float64], directions: NDArray[np.float32], energies: NDArray[np.float32], n: int, target: float
+) -> tuple[int, float]:
     """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
 
-    A direction of singular value s takes the mean square that is left from e to e - s^2 / (n m), which saves n m / 2 log2 of their
-    ratio, down to the target; its n + m numbers, quantised with noise ATOM_NOISE * e, cost half the log2 of their own variance over it.
+    Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n / 2 log2 of their
+    ratio, down to the target. The n + m numbers of a direction, quantised with the noise of ATOM_NOISE times the mean square that is
+    left, cost half the log2 of their own variance over it.
+
+    Args:
+        values: (r,) singular values, falling.
+        directions: (m, r) atoms times singular values, in the coordinates that are quantised.
+        energies: (m,) mean squares of the columns there.
+        n: features.
     """
-    n, m = shape
-    left = np.maximum(energy - np.concatenate([[0.0], np.cumsum(values**2)]), 0) / (n * m)
-    floor = np.maximum(left, target)
-    saved = n * m / 2 * np.log2(floor[:-1] / floor[1:])
-    noise = ATOM_NOISE * floor[1:]
-    cost = sum(k / 2 * np.log2(1 + values**2 / (k * noise)) + 0.3 * k for k in (n, m))
-    gain = np.concatenate([[0.0], np.cumsum(saved - cost)])
+    m = len(energies)
+    taken = np.cumsum(np.square(directions, dtype=np.float64) / n, axis=1)
+    left = np.maximum(energies[:, None] - taken, target)
+    saved = n / 2 * (np.log2(np.maximum(energies, target))[:, None] - np.log2(left)).sum(0)
+    noise = ATOM_NOISE * left.mean(0)
+    cost = np.cumsum(sum(k / 2 * np.log2(1 + values**2 / (k * noise)) + 0.3 * k for k in (n, m)))
+    gain = np.concatenate([[0.0], saved - cost])
     return int(gain.argmax()), float(gain.max())
 
 
@@ -309,12 +379,13 @@ def _quantise_low_rank(
 ) -> LowRank | None:
     """Integers for C D^T with squared error `noise` in each coefficient and each atom entry times its singular value."""
     exponents = values.log2().round()
-    search = _Search(noise, TRELLISES[8], 1, None)
+    search = _Search(noise, TRELLISES[8], None)
     found = []
+    step = math.sqrt(noise / MSE_OF_STEP)
     for matrix in (coefficients, atoms * exponents.exp2()):
         x = np.ascontiguousarray(matrix.T.float().numpy())
         # the noise need not be met: S makes good what these miss
-        found.append(search.quantise(x, _Profile.of(x), math.sqrt(noise / MSE_OF_STEP)))
+        found.append(search.quantise(x, _Profile.of(x).scales(step, by_row=False), step))
     if not all(np.any(one.symbols.points) for one in found):
         return None
     c, d = (one.symbols for one in found)
@@ -335,23 +406,52 @@ def _search_step(
     tolerance: float,
     gram: NDArray[np.float32] | None = None,
 ) -> tuple[float, Symbols | None]:
-    """Largest step, and its points, with a mean squared error of at most `target` and at least (1 - tolerance) of it.
+    """Largest step, and its points, with a mean squared error of at most `target` and hardly less than (1 - tolerance) of it.
 
-    Where the whole of x has less energy than that, no points at all. A large x is searched on a sample first.
+    Where the whole of x has less energy than that, no points at all. Token costs and the use of scale classes are settled on a
+    sample; the step is then searched on all of x.
 
     Args:
-        gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then measured in the weight's coordinates.
+        gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then that of the weight.
     """
-    if float(np.square(x, dtype=np.float64).mean()) <= target:
+    profile = _Profile.of(x)
+    if profile.mean_square <= target:
         return 1.0, None
-    search = _Search(target, trellis, period, gram)
-    sample = _sample(x, SEARCH_SAMPLE, period)
+    search = _Search(target, trellis, gram)
+    step = math.sqrt(target / MSE_OF_STEP)
     by_row = by_column = min(x.shape) > 1  # a class for every single number costs more than it can tell
-    found, step = search.learn(sample, _Profile.of(sample, by_row, by_column), math.sqrt(target / MSE_OF_STEP))
+    if x.size >= LEAST_LEARNT:
+        part = _Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
+        scales = profile.scales(step, by_row, by_column)
+        found = search.learn(part.x, part.of_scales(scales), step)
+        step = search.next_step(found)
+    else:
+        part = _Sample.of_transposed(x, x.size, period)
+        found = search.quantise(x, profile.scales(step, by_row, by_column), step)
     if by_row:
-        by_row, by_column = _useful_classes(sample, found, x.shape, period)
-    found = search.run(x, _Profile.of(x, by_row, by_column), step, tolerance)
+        ways = itertools.product((True, False), repeat=2)
+        classes = [profile.scales(found.step, *way) for way in ways]
+        classes = [_keep_live(one, classes[0]) for one in classes]
+        scales = min(classes, key=lambda one: _class_bits(one) + _grown_bits(found, part.of_scales(one), x.size))
+    else:
+        scales = profile.scales(found.step, by_row, by_column)
+    if x.size >= LEAST_LEARNT:
+        found = search.learn(part.x, part.of_scales(scales), step)
+        step = search.next_step(found)
+    found = search.run(x, scales, step, max(tolerance, 1.5 / math.sqrt(x.size)))
     return found.gain, found.symbols
+
+
+def _grown_bits(found: _Found, scales: Scales, size: int) -> float:
+    """Bits of `size` points like those found, under other scale classes."""
+    return _data_bits(replace(found.symbols, scales=scales)) * size / found.symbols.points.size
+
+
+def _keep_live(scales: Scales, live: Scales) -> Scales:
+    """`scales` with the dead of `live`: the chain of points that were chosen must not change."""
+    rows = np.where(live.rows == DEAD, DEAD, np.maximum(scales.rows, 0)).astype(np.int16)
+    columns = np.where(live.columns == DEAD, DEAD, np.maximum(scales.columns, 0)).astype(np.int16)
+    return Scales(scales.base, rows, columns)
 
 
 @dataclass(frozen=True)
@@ -366,34 +466,34 @@ class _Found:
 
 
 class _Search:
-    """Secant search for the step; keeps what it has learnt of token costs and slope from one run to the next."""
+    """Secant search for the step; keeps what it has learnt of token costs and slope."""
 
-    def __init__(self, target: float, trellis: Trellis, period: int, gram: NDArray[np.float32] | None) -> None:
-        self.target, self.trellis, self.period, self.gram = target, trellis, period, gram
+    def __init__(self, target: float, trellis: Trellis, gram: NDArray[np.float32] | None) -> None:
+        self.target, self.trellis, self.gram = target, trellis, gram
         self.cost = entropy.cost_table()
-        self.reference: float | None = None
-        """The step that scale classes are taken at: they and the costs they index must not move while the step is searched."""
-        self.power = 2.0
+        self.power = 1.8
         """The error grows with this power of the step."""
 
-    def learn(self, x: NDArray[np.float32], profile: _Profile, step: float) -> tuple[_Found, float]:
-        """Token costs from three rounds on x; afterwards they stay, so that the error is a smooth function of the step.
+    def learn(self, x: NDArray[np.float32], scales: Scales, step: float) -> _Found:
+        """One quantisation, after which costs are those of its tokens."""
+        found = self.quantise(x, scales, step)
+        self.cost = entropy.cost_table(entropy.histogram(found.symbols.points, scales, self.trellis))
+        return found
 
-        Returns the last find and the step that should meet the target.
+    def next_step(self, found: _Found, aim: float | None = None) -> float:
+        """The step that should make the error `aim`, or the target."""
+        ratio = (aim or self.target) / max(found.error, 1e-30)
+        return found.step * min(max(ratio ** (1 / self.power), 0.25), 4.0)
+
+    def run(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> _Found:
+        """The find of largest error within the target; at most MOST_SEARCHES tries, then as many as it takes to get below.
+
+        Scales and costs stay: only so is the error a smooth function of the step.
         """
-        for _ in range(3):
-            self.reference = step
-            found = self.quantise(x, profile, step)
-            self.cost = entropy.cost_table(entropy.histogram(found.symbols.points, found.symbols.scales, self.trellis))
-            step *= min(max((self.target / max(found.error, 1e-30)) ** (1 / self.power), 0.25), 4.0)
-        return found, step
-
-    def run(self, x: NDArray[np.float32], profile: _Profile, step: float, tolerance: float) -> _Found:
-        """The find of largest error within the target; at most MOST_SEARCHES tries, then as many as it takes to get below."""
-        aim = self.target * (1 - tolerance / 2)
         best = last = None
+        aim = self.target * (1 - tolerance / 2)
         for n_tried in itertools.count(1):
-            found = self.quantise(x, profile, step)
+            found = self.quantise(x, scales, step)
             if found.error <= self.target and (best is None or found.error > best.error):
                 best = found
             if best is not None and (n_tried >= MOST_SEARCHES or best.error >= self.target * (1 - tolerance)):
@@ -402,23 +502,31 @@ class _Search:
                 power = math.log(found.error / last.error) / math.log(found.step / last.step)
                 self.power = min(max(power, 0.5), 2.5)
             last = found
-            step *= min(max((aim / max(found.error, 1e-30)) ** (1 / self.power), 0.25), 4.0)
+            step = self.next_step(found, aim)
             if n_tried >= MOST_SEARCHES:
                 step = min(step, 0.95 * found.step)
         raise AssertionError("itertools.count ended")
 
-    def quantise(self, x: NDArray[np.float32], profile: _Profile, step: float) -> _Found:
-        if profile.row_peaks.max() > MOST_STEPS * step:
+    def quantise(self, x: NDArray[np.float32], scales: Scales, step: float) -> _Found:
+        scaled = x * np.float32(1 / step)
+        if not float(np.abs(scaled).max()) < MOST_STEPS:
             raise Unfit(f"more than {MOST_STEPS} steps")
-        scales = profile.scales(self.reference or step)
-        points, _ = quantize(x * np.float32(1 / step), scales, self.trellis, self.cost, BIT_WEIGHT)
-        product, square, rest = _moments(x, points)
+        points, _ = quantize(scaled, scales, self.trellis, self.cost, BIT_WEIGHT)
+        product, square, energy = _moments(x, points)
         gain = float(np.float32(product / square)) if square else step
-        error = rest - 2 * gain * product + gain * gain * square
+        error = energy - 2 * gain * product + gain * gain * square
         if self.gram is not None:
-            residual = (x - np.float32(gain) * points).reshape(-1, len(self.gram), x.shape[1])
-            error = float((np.matmul(self.gram, residual) * residual).sum(dtype=np.float64))
+            error *= _stretch(x, points, gain, self.gram)
         return _Found(step, gain, max(error, 0.0) / x.size, Symbols(points, scales, self.trellis))
+
+
+def _stretch(x: NDArray[np.float32], points: NDArray[np.int32], gain: float, gram: NDArray[np.float32]) -> float:
+    """Squared error of the weight / squared error of x, from a few of the kernels."""
+    period = len(gram)
+    some = _spread(len(x) // period, max(1, (1 << 14) // (period * x.shape[1])))[:, None] * period + np.arange(period)
+    residual = x[some] - np.float32(gain) * points[some]
+    squared = float(np.square(residual, dtype=np.float64).sum())
+    return float((np.matmul(gram, residual) * residual).sum(dtype=np.float64)) / squared if squared else 1.0
 
 
 @compiled
@@ -448,96 +556,82 @@ class _Profile:
     column_rms: NDArray[np.float64]
     row_peaks: NDArray[np.float32]
     column_peaks: NDArray[np.float32]
+    mean_square: float
 
     @classmethod
-    def of(cls, x: NDArray[np.float32], by_row: bool = True, by_column: bool = True) -> _Profile:
-        """Scales of x (n_columns, n_rows), fitted in turns; a side that is not wanted has scale 1 throughout."""
-        return cls(*_fit_scales(x, by_row, by_column))
+    def of(cls, x: NDArray[np.float32]) -> _Profile:
+        """Scales of x (n_columns, n_rows), fitted in turns."""
+        return cls(*_fit_scales(x))
 
-    def scales(self, step: float) -> Scales:
+    def scales(self, step: float, by_row: bool = True, by_column: bool = True) -> Scales:
         """Classes on the half-octave grid for symbols of that step; a symbol is worth two steps."""
-        rows = np.rint(2 * np.log2(self.rows)).astype(np.int64)
-        columns = np.rint(2 * np.log2(self.columns)).astype(np.int64)
-        live_rows = (self.row_peaks >= DEAD_PEAK * step) | (self.row_rms >= DEAD_RMS * step)
-        live_columns = (self.column_peaks >= DEAD_PEAK * step) | (self.column_rms >= DEAD_RMS * step)
+        if by_row and by_column:
+            row_scales, column_scales = self.rows, self.columns
+        else:
+            row_scales = self.row_rms if by_row else np.full(len(self.rows), 1.0)
+            column_scales = self.column_rms if by_column else np.full(len(self.columns), 1.0)
+            if not by_row and not by_column:
+                row_scales = row_scales * math.sqrt(self.mean_square)
+        few_rows, few_columns = len(self.rows) < DEAD_LENGTH, len(self.columns) < DEAD_LENGTH
+        live_rows = few_columns | (self.row_peaks >= DEAD_PEAK * step) | (self.row_rms >= DEAD_RMS * step)
+        live_columns = few_rows | (self.column_peaks >= DEAD_PEAK * step) | (self.column_rms >= DEAD_RMS * step)
         if not live_rows.any() or not live_columns.any():
             live_rows[:] = live_columns[:] = True
-        least_row, least_column = rows[live_rows].min(), columns[live_columns].min()
-        base = int(least_row + least_column + round(-2 * math.log2(2 * step)) + UNIT_CLASS)
-        # classes below 0 all share the first context; lifting the base to where it matters keeps it in a byte
-        lift = max(0, -UNIT_CLASS - base)
-        rows = np.clip(rows - least_row, 0, MOST_CLASS)
-        columns = np.clip(columns - least_column, 0, MOST_CLASS)
+        rows, columns = _classes(row_scales, live_rows), _classes(column_scales, live_columns)
+        least_row, least_column = int(rows[live_rows].min()), int(columns[live_columns].min())
+        base = least_row + least_column + round(-2 * math.log2(2 * step)) + UNIT_CLASS
+        # classes below 0 share the first context, and the base has a byte
+        base = min(max(base, -2 * UNIT_CLASS), MOST_CLASS)
         return Scales(
-            min(base + lift, 100),
-            np.where(live_rows, rows, DEAD).astype(np.int16),
-            np.where(live_columns, columns, DEAD).astype(np.int16),
+            base,
+            np.where(live_rows, np.minimum(rows - least_row, MOST_CLASS), DEAD).astype(np.int16),
+            np.where(live_columns, np.minimum(columns - least_column, MOST_CLASS), DEAD).astype(np.int16),
         )
 
 
+def _classes(scales: NDArray[np.float64], live: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Half octaves; whatever for the dead, whose scale may be 0."""
+    return np.rint(2 * np.log2(np.where(live & (scales > 0), scales, 1.0))).astype(np.int64)
+
+
 @compiled
-def _fit_scales(x, by_row, by_column):  # type: ignore[no-untyped-def]
+def _fit_scales(x):  # type: ignore[no-untyped-def]
     n_columns, n_rows = x.shape
-    rows = np.ones(n_rows)
-    columns = np.ones(n_columns)
     row_peaks = np.zeros(n_rows, np.float32)
     column_peaks = np.zeros(n_columns, np.float32)
     row_rms = np.zeros(n_rows)
     column_rms = np.zeros(n_columns)
     for j in range(n_columns):
+        peak = np.float32(0)
+        total = 0.0
         for i in range(n_rows):
             size = abs(x[j, i])
             square = np.float64(size) * size
             row_rms[i] += square
-            column_rms[j] += square
+            total += square
             row_peaks[i] = max(row_peaks[i], size)
-            column_peaks[j] = max(column_peaks[j], size)
+            peak = max(peak, size)
+        column_peaks[j] = peak
+        column_rms[j] = total
     mean = column_rms.sum() / x.size
     row_rms = np.sqrt(row_rms / n_columns)
     column_rms = np.sqrt(column_rms / n_rows)
-    if not by_row:
-        rows[:] = math.sqrt(mean)
-    inverse = np.ones(n_rows)
-    for _ in range(3 if by_row and by_column else 1):
-        if by_row:  # one pseudo-weight of average size each, so that few weights do not make a wild scale
-            sums = np.full(n_rows, mean)
-            for j in range(n_columns):
-                weight = 1 / (columns[j] * columns[j])
-                for i in range(n_rows):
-                    sums[i] += np.float64(x[j, i]) * x[j, i] * weight
-            for i in range(n_rows):
-                rows[i] = math.sqrt(sums[i] / (n_columns + 1))
-        if by_column:
-            for i in range(n_rows):
-                inverse[i] = 1 / (rows[i] * rows[i])
+    # one pseudo-weight of average size for each row and column, so that a few weights do not make a wild scale
+    rows = np.sqrt((row_rms**2 * n_columns + mean) / (n_columns + 1))
+    columns = np.ones(n_columns)
+    if mean > 0:
+        for turn in range(2):
+            inverse = 1 / rows**2
             for j in range(n_columns):
                 total = 1.0
                 for i in range(n_rows):
                     total += np.float64(x[j, i]) * x[j, i] * inverse[i]
                 columns[j] = math.sqrt(total / (n_rows + 1))
-    return rows, columns, row_rms, column_rms, row_peaks, column_peaks
-
-
-def _useful_classes(x: NDArray[np.float32], found: _Found, shape: tuple[int, int], period: int) -> tuple[bool, bool]:
-    """Whether rows, and columns, earn classes of their own: the points of a sample packed each way, scaled up to `shape`."""
-
-    def n_bytes(by_row: bool, by_column: bool) -> float:
-        scales = _Profile.of(x, by_row, by_column).scales(found.step)
-        # what was live stays live: the chain of the points must not change
-        live = replace(
-            scales,
-            rows=np.where(found.symbols.scales.rows < 0, DEAD, np.maximum(scales.rows, 0)).astype(np.int16),
-            columns=np.where(found.symbols.scales.columns < 0, DEAD, np.maximum(scales.columns, 0)).astype(np.int16),
-        )
-        side = [(_class_bytes(live.columns), shape[0] / x.shape[0]), (_class_bytes(live.rows), shape[1] / x.shape[1])]
-        packed = len(replace(found.symbols, scales=live).pack(period))
-        data = packed - sum(n for n, _ in side)
-        return data * (shape[0] * shape[1] / x.size) + sum(n * grown for n, grown in side)
-
-    return min(itertools.product((False, True), repeat=2), key=lambda way: n_bytes(*way))
-
-
-def _class_bytes(classes: NDArray[np.int16]) -> float:
-    """About what the classes of one side take: their entropy."""
-    counts = np.unique(classes, return_counts=True)[1]
-    return float(-(counts * np.log2(counts / len(classes))).sum()) / 8
+            if turn == 0:
+                sums = np.full(n_rows, mean)
+                for j in range(n_columns):
+                    weight = 1 / (columns[j] * columns[j])
+                    for i in range(n_rows):
+                        sums[i] += np.float64(x[j, i]) * x[j, i] * weight
+                rows = np.sqrt(sums / (n_columns + 1))
+    return rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean

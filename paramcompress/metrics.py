@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_CHUNK = 1 << 18
+from paramcompress.jit import compiled
+
+_CHUNK = 1 << 22
 """Weights compared at a time; bounds the memory of the float64 copies."""
 
 
@@ -27,24 +33,48 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
 
     The scaling keeps squares of tiny and of huge weights inside float64.
     """
-    peak = max(_peak(original), _peak(decoded))
-    if peak == 0:
+    peak = largest = 0.0
+    for part in _parts(original, decoded):
+        peaks = _peaks(*part)
+        peak, largest = max(peak, peaks[0]), max(largest, peaks[1])
+    if largest == 0:
         return Deviation(0.0, 0.0)
-    scale = 2.0 ** -math.frexp(peak)[1] if math.frexp(peak)[1] > -1000 else 1.0
-    squared = norm = largest = 0.0
-    for w, w_hat in zip(original.reshape(-1).split(_CHUNK), decoded.reshape(-1).split(_CHUNK), strict=True):
-        exact = w.double() * scale
-        residual = w_hat.double().mul_(scale).sub_(exact)
-        norm += float(exact.square_().sum())
-        largest = max(largest, float(residual.abs().max()))
-        squared += float(residual.square_().sum())
-    if squared == 0:
-        return Deviation(0.0, largest / scale)
-    return Deviation(math.sqrt(squared / norm) if norm else math.inf, largest / scale)
+    scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
+    squared = norm = 0.0
+    for part in _parts(original, decoded):
+        sums = _sums(*part, scale)
+        squared, norm = squared + sums[0], norm + sums[1]
+    return Deviation(math.sqrt(squared / norm) if norm else math.inf, largest)
 
 
-def _peak(tensor: Tensor) -> float:
-    return max((float(part.double().abs().max()) for part in tensor.reshape(-1).split(_CHUNK) if part.numel()), default=0.0)
+def _parts(original: Tensor, decoded: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
+    """Flat pieces of both as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
+    for pair in zip(original.reshape(-1).split(_CHUNK), decoded.reshape(-1).split(_CHUNK), strict=True):
+        yield tuple(part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pair)
+
+
+@compiled
+def _peaks(original, decoded):  # type: ignore[no-untyped-def]
+    """Largest magnitude in either, and largest difference."""
+    peak = largest = 0.0
+    for i in range(len(original)):
+        w = np.float64(original[i])
+        w_hat = np.float64(decoded[i])
+        peak = max(peak, abs(w), abs(w_hat))
+        largest = max(largest, abs(w - w_hat))
+    return peak, largest
+
+
+@compiled
+def _sums(original, decoded, scale):  # type: ignore[no-untyped-def]
+    """Sums of squared differences and of squared originals, scaled."""
+    squared = norm = 0.0
+    for i in range(len(original)):
+        w = np.float64(original[i]) * scale
+        residual = np.float64(decoded[i]) * scale - w
+        squared += residual * residual
+        norm += w * w
+    return squared, norm
 
 
 def norm(tensor: Tensor) -> float:

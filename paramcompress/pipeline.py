@@ -118,7 +118,8 @@ def squeeze(
             "n_weights": n_weights,
             "notes": list(checkpoint.notes),
             "target": _target_words(options),
-            "settings": {key: value for key, value in options.items() if key != "workers"},
+            # limits of single layers stand beside each layer as what they led to; repeating them would cost bytes
+            "settings": {key: value for key, value in options.items() if key not in ("workers", "layers")},
         }
         job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about)
         level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)

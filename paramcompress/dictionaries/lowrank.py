@@ -12,7 +12,7 @@ from torch import Tensor
 EXACT_BELOW = 64
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
 OVERSAMPLING = 8
-N_POWER_ITERATIONS = 2
+N_POWER_ITERATIONS = 1
 
 
 def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,11 +49,12 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     else:
         basis = _range_basis(weight.float(), rank, generator)
     coefficients = weight.double() @ basis
-    # within the subspace found, rotate to singular directions
-    left, values, right = torch.linalg.svd(coefficients, full_matrices=False)
-    atoms, values = (basis @ right.T)[:, :rank], values[:rank]
+    # within the subspace found, rotate to singular directions: eigenvectors of the small Gram matrix
+    rotation = torch.linalg.eigh(coefficients.T @ coefficients)[1].flip(1)[:, :rank]
+    atoms = basis @ rotation
     signs = atoms.gather(0, atoms.abs().argmax(0, keepdim=True)).sign()
-    return atoms * signs, left[:, :rank] * values * signs, values
+    coefficients = coefficients @ rotation * signs
+    return atoms * signs, coefficients, coefficients.norm(dim=0)
 
 
 def _gram_basis(weight: Tensor) -> Tensor:
