@@ -29,6 +29,7 @@ from torch import Tensor
 from paramcompress import entropy
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.entropy import Scales
+from paramcompress.jit import compiled
 from paramcompress.trellis import TRELLISES, Trellis
 
 EXACT, FACTORED = "exact", "factored"
@@ -40,8 +41,8 @@ MOST_KERNEL = 256
 """Largest K that a transform is offered for: its matrix is multiplied with every kernel."""
 LARGEST_KERNEL_AXIS = 16
 """The last of three axes is a kernel up to this length; above, the tensor is a stack of matrices."""
-_CHUNK = 1 << 19
-"""Weights decoded at a time; bounds the memory of the float64 intermediate."""
+_ROW_BLOCK = 256
+"""Rows reconstructed at a time."""
 _ZSTD_LEVEL = 9
 
 
@@ -109,11 +110,17 @@ class LowRank:
     scale: float
     """Units of the weight; representable in float32."""
 
-    def product(self, columns: slice) -> Tensor:
-        """(columns, n_out) float64 of D C^T, scale included."""
-        weighted = self.coefficients.points * np.exp2(self.exponents.astype(np.float64))[:, None]
-        atoms = torch.from_numpy(self.atoms.points[:, columns].astype(np.float64))
-        return (atoms.T @ torch.from_numpy(weighted)).mul_(self.scale)
+    @property
+    def weighted_coefficients(self) -> NDArray[np.float64]:
+        """(r, n_out) coefficients times the power of two of their atom."""
+        return self.coefficients.points * np.exp2(self.exponents.astype(np.float64))[:, None]
+
+    def product(self) -> NDArray[np.float32]:
+        """(n_out, n_in * K): scale * C D^T."""
+        out = np.empty((self.coefficients.points.shape[1], self.atoms.points.shape[1]), np.float32)
+        nothing = np.zeros((0, 0), np.int32), 0.0, np.zeros((0, 0))
+        _reconstruct(*nothing, self.weighted_coefficients, self.atoms.points, self.scale, 1, out)
+        return out
 
 
 @dataclass(frozen=True)
@@ -175,24 +182,59 @@ class Factors:
 
     def reconstruct(self) -> NDArray[np.float32]:
         """W_hat (n_out, n_in * K) in float32."""
-        n_rows, n_columns = self.layout.n_rows, self.layout.n_columns
-        out = np.empty((n_rows, n_columns), np.float32)
-        period = self.layout.kernel_size
-        width = max(1, _CHUNK // max(n_rows, 1) // period) * period
-        for first in range(0, n_columns, width):
-            here = slice(first, min(first + width, n_columns))
-            total = torch.zeros(here.stop - first, n_rows, dtype=torch.float64)
-            if self.stored is not None:
-                total = torch.from_numpy(self.stored.points[here].astype(np.float64))
-                if self.basis_matrix is not None:
-                    matrix, exponent = self.basis_matrix
-                    kernels = total.view(-1, period, n_rows)
-                    total = (torch.from_numpy(matrix) @ kernels).mul_(2.0**exponent).view(-1, n_rows)
-                total.mul_(self.step)
-            if self.low_rank is not None:
-                total.add_(self.low_rank.product(here))
-            out[:, here] = total.float().T.numpy()
+        out = np.empty((self.layout.n_rows, self.layout.n_columns), np.float32)
+        nothing = np.zeros((0, 0))
+        points = np.zeros((0, 0), np.int32) if self.stored is None else self.stored.points
+        matrix = nothing
+        if self.basis_matrix is not None:
+            integers, exponent = self.basis_matrix
+            matrix = integers * 2.0**exponent
+        coefficients, atoms, scale = nothing, np.zeros((0, 0), np.int32), 0.0
+        if self.low_rank is not None:
+            coefficients, atoms, scale = self.low_rank.weighted_coefficients, self.low_rank.atoms.points, self.low_rank.scale
+        _reconstruct(points, self.step, matrix, coefficients, atoms, scale, self.layout.kernel_size, out)
         return out
+
+
+@compiled
+def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):  # type: ignore[no-untyped-def]
+    """out = float32(step * S Q^T + scale * C D^T); either part may be missing (no rows), Q too.
+
+    matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products with step and
+    scale and the one addition each round once, in float64. Rows go in blocks, so that what is written column by column stays in cache.
+    """
+    n_rows, n_columns = out.shape
+    total = np.empty((period, _ROW_BLOCK))
+    for first_row in range(0, n_rows, _ROW_BLOCK):
+        rows = slice(first_row, min(first_row + _ROW_BLOCK, n_rows))
+        block = out[rows]
+        n_here = len(block)
+        for first in range(0, n_columns, period):
+            for at in range(period):
+                sums = total[at]
+                sums[:] = 0.0
+                if len(matrix):
+                    for k in range(period):
+                        _add(sums, matrix[at, k], points[first + k, rows])
+                elif len(points):
+                    _add(sums, 1.0, points[first + at, rows])
+                for i in range(n_here):
+                    sums[i] *= step
+                if len(atoms):
+                    low = np.zeros(n_here)
+                    for a in range(len(atoms)):
+                        _add(low, np.float64(atoms[a, first + at]), coefficients[a, rows])
+                    for i in range(n_here):
+                        sums[i] += scale * low[i]
+            for i in range(n_here):
+                for at in range(period):
+                    block[i, first + at] = total[at, i]
+
+
+@compiled
+def _add(sums, factor, terms):  # type: ignore[no-untyped-def]
+    for i in range(len(terms)):
+        sums[i] += factor * terms[i]
 
 
 # ------------------------------------------------------------------------------------------- factored

@@ -99,11 +99,11 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     largest = int(np.abs(points).max(initial=0))
     bits_each = 12 + max(largest.bit_length(), 17)
     raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
-    flags = _flags(scales)
+    flags = _flags(scales, period)
     bits = (0, np.uint64(0), 0)
-    n_tokens, bits = _put_classes(scales.rows, flags & 1, flags >> 2 & 1, 1, _ROW_DEAD, contexts, tokens, raw, 0, bits)
+    n_tokens, bits = _put_classes(scales.rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, contexts, tokens, raw, 0, bits)
     n_tokens, bits = _put_classes(
-        scales.columns, flags >> 1 & 1, flags >> 3 & 1, period, _COLUMN_DEAD, contexts, tokens, raw, n_tokens, bits
+        scales.columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, _COLUMN_DEAD, contexts, tokens, raw, n_tokens, bits
     )
     walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
     n_tokens, (n_full, waiting, n_waiting) = _put_points(
@@ -115,7 +115,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_bits = 32 * n_full + n_waiting
     counts, spans, no_slots = _start_model(False)
     words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts.copy(), spans.copy(), no_slots)
-    head = bytes([trellis.n_states.bit_length() - 1 | flags << 4]) + scales.base.to_bytes(1, "little", signed=True)
+    head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + scales.base.to_bytes(1, "little", signed=True)
     return head + varint(len(words)) + words.astype("<u2").tobytes() + raw.astype("<u4").tobytes()[: (n_bits + 7) // 8]
 
 
@@ -129,7 +129,7 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     """
     if len(stream) < 3:
         raise ValueError("stream too short")
-    log_states, flags = stream[0] & 15, stream[0] >> 4
+    log_states, flags = stream[0] & 7, stream[0] >> 3
     trellis = TRELLISES.get(1 << log_states)
     if trellis is None:
         raise ValueError(f"trellis of {1 << log_states} states is not known")
@@ -194,14 +194,34 @@ def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return np.array([token_of(k) for k in magnitudes]), np.array([raw_bits_of(k) for k in magnitudes], np.float32)
 
 
-def _flags(scales: Scales) -> int:
-    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead."""
+def class_bits(scales: Scales, period: int) -> float:
+    """Entropy of the classes and dead flags as they are coded; the coder stays near it."""
+    bits = 0.0
+    for classes, own_period in ((scales.rows, 1), (scales.columns, period)):
+        ways = (False, True) if classes is scales.columns else (False,)
+        bits += min(_distance_bits(classes, own_period, local) for local in ways)
+        dead = float((classes < 0).mean())
+        if dead > 0:
+            bits -= len(classes) * (dead * np.log2(dead) + (1 - dead) * np.log2(max(1 - dead, 1e-9)))
+    return bits
+
+
+def _flags(scales: Scales, period: int) -> int:
+    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead, 4 columns follow the one before."""
     return (
         int(scales.rows.max(initial=0) > 0)
         | int(scales.columns.max(initial=0) > 0) << 1
         | int(scales.rows.min(initial=0) < 0) << 2
         | int(scales.columns.min(initial=0) < 0) << 3
+        | int(_distance_bits(scales.columns, period, True) < _distance_bits(scales.columns, period, False)) << 4
     )
+
+
+def _distance_bits(classes: NDArray[np.int16], period: int, local: bool) -> float:
+    """Entropy of what the classes of one side are coded as."""
+    counts = _count_distances(classes, period, local)
+    counts = counts[counts > 0]
+    return float((counts * np.log2(counts.sum() / counts)).sum()) if len(counts) else 0.0
 
 
 def varint(value: int) -> bytes:
@@ -308,8 +328,9 @@ def _mantissa(token, raw, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_classes(classes, coded, flagged, period, context, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
-    """Scale classes of rows or columns: a dead flag each, then the distance from the mean class so far at this phase."""
+def _put_classes(classes, coded, flagged, period, local, context, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+    """Scale classes of rows or columns: a dead flag each, then the distance from the mean class so far at this phase,
+    or, if local, from the last one."""
     total = np.zeros(period, np.int64)
     count = np.zeros(period, np.int64)
     for i in range(len(classes)):
@@ -327,9 +348,32 @@ def _put_classes(classes, coded, flagged, period, context, contexts, tokens, raw
             n_tokens += 1
             if token >= 8:
                 bits = _put_mantissa(zigzag, token, raw, bits)
-            total[phase] += classes[i]
-            count[phase] += 1
+            _note_class(total, count, phase, classes[i], local)
     return n_tokens, bits
+
+
+@compiled
+def _count_distances(classes, period, local):  # type: ignore[no-untyped-def]
+    """How often each zigzag distance would be coded."""
+    total = np.zeros(period, np.int64)
+    count = np.zeros(period, np.int64)
+    found = np.zeros(2 * MOST_CLASS + 2, np.int64)
+    for i in range(len(classes)):
+        if classes[i] >= 0:
+            distance = classes[i] - _mean_class(total, count, i % period)
+            found[2 * distance if distance >= 0 else -2 * distance - 1] += 1
+            _note_class(total, count, i % period, classes[i], local)
+    return found
+
+
+@compiled
+def _note_class(total, count, phase, value, local):  # type: ignore[no-untyped-def]
+    if local:
+        total[phase] = value
+        count[phase] = 1
+    else:
+        total[phase] += value
+        count[phase] += 1
 
 
 @compiled
@@ -523,7 +567,7 @@ def _turn(words, clock, counts, totals, spans, slots):  # type: ignore[no-untype
 
 
 @compiled
-def _get_classes(classes, coded, flagged, period, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+def _get_classes(classes, coded, flagged, period, local, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
     """Inverse of _put_classes. Returns tokens left in this run and the next bit; -1, -1 for a stream that cannot be."""
     total = np.zeros(period, np.int64)
     count = np.zeros(period, np.int64)
@@ -558,8 +602,7 @@ def _get_classes(classes, coded, flagged, period, context, words, raw, n_bits, c
             if bit > n_bits or value < 0 or value > MOST_CLASS:
                 return -1, -1
             classes[i] = value
-            total[phase] += value
-            count[phase] += 1
+            _note_class(total, count, phase, value, local)
     return left, bit
 
 
@@ -572,11 +615,11 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_
     rows = np.empty(n_rows, np.int64)
     columns = np.empty(n_columns, np.int64)
     left, bit = _get_classes(
-        rows, flags & 1, flags >> 2 & 1, 1, _ROW_DEAD, words, raw, n_bits, clock, 0, 0, counts, totals, spans, slots
+        rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, words, raw, n_bits, clock, 0, 0, counts, totals, spans, slots
     )
     if left >= 0:
         left, bit = _get_classes(
-            columns, flags >> 1 & 1, flags >> 3 & 1, period, _COLUMN_DEAD, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
+            columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, _COLUMN_DEAD, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
         )
     if left < 0:
         return -1, -1

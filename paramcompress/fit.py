@@ -202,7 +202,7 @@ def _choose(
     rest = weight
     for low_rank in _low_ranks(weight, best, target, choice.rank, seed, device):
         one = replace(best, low_rank=low_rank)
-        product = low_rank.product(slice(None)).T.float().numpy()
+        product = low_rank.product()
         n = n_bytes(one, sample.x - product[np.ix_(sample.rows, sample.columns)])
         if n < least:
             least, best, rest = n, one, weight - product
@@ -224,7 +224,7 @@ def _transform(name: str, weight: NDArray[np.float32], layout: Layout) -> _Dicti
 def _estimate(one: _Dictionary, rest: NDArray[np.float32], target: float, layout: Layout, size: int) -> float:
     """Bytes of S: `rest`, a sample of what low rank leaves of the weight, on the plain grid; its entropy scaled up to `size`."""
     x = one.coordinates(rest)
-    profile = _Profile.of(x)
+    profile = _Profile.of(x, target)
     if profile.mean_square <= target:
         return 0.0
     search = _Search(target, TRELLISES[1], one.gram)
@@ -241,7 +241,7 @@ def _estimate(one: _Dictionary, rest: NDArray[np.float32], target: float, layout
 
 def _bits(symbols: Symbols) -> float:
     assert symbols.scales is not None
-    return _data_bits(symbols) + _class_bits(symbols.scales)
+    return _data_bits(symbols) + _class_bits(symbols.scales, 1)
 
 
 def _data_bits(symbols: Symbols) -> float:
@@ -254,14 +254,9 @@ def _data_bits(symbols: Symbols) -> float:
     return float(bits + 2 * used.sum() + (counts * entropy.token_raw_bits()).sum())
 
 
-def _class_bits(scales: Scales) -> float:
-    """About what the classes of both sides take: their entropy."""
-    bits = 0.0
-    for classes in (scales.rows, scales.columns):
-        counts = np.bincount(classes.astype(np.int64) + 1)
-        counts = counts[counts > 0]
-        bits += float((counts * np.log2(len(classes) / counts)).sum()) + 3 * (len(counts) - 1)
-    return bits
+def _class_bits(scales: Scales, period: int) -> float:
+    """About what the classes of both sides take."""
+    return entropy.class_bits(scales, period) + 3 * sum(len(np.unique(side)) - 1 for side in (scales.rows, scales.columns))
 
 
 @dataclass(frozen=True)
@@ -341,7 +336,7 @@ def _low_ranks(
                 break
         if gain < LEAST_GAIN * bits:
             return
-        ranks = {best, best // 2} - {0} if best > 4 else {best}
+        ranks = {best, best // 2} if best > 8 else {best}
     for r in sorted(ranks, reverse=True):
         left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
         low_rank = _quantise_low_rank(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
@@ -385,7 +380,7 @@ def _quantise_low_rank(
     for matrix in (coefficients, atoms * exponents.exp2()):
         x = np.ascontiguousarray(matrix.T.float().numpy())
         # the noise need not be met: S makes good what these miss
-        found.append(search.quantise(x, _Profile.of(x).scales(step, by_row=False), step))
+        found.append(search.quantise(x, _Profile.of(x, noise).scales(step, by_row=False), step))
     if not all(np.any(one.symbols.points) for one in found):
         return None
     c, d = (one.symbols for one in found)
@@ -414,7 +409,7 @@ def _search_step(
     Args:
         gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then that of the weight.
     """
-    profile = _Profile.of(x)
+    profile = _Profile.of(x, target)
     if profile.mean_square <= target:
         return 1.0, None
     search = _Search(target, trellis, gram)
@@ -432,7 +427,7 @@ def _search_step(
         ways = itertools.product((True, False), repeat=2)
         classes = [profile.scales(found.step, *way) for way in ways]
         classes = [_keep_live(one, classes[0]) for one in classes]
-        scales = min(classes, key=lambda one: _class_bits(one) + _grown_bits(found, part.of_scales(one), x.size))
+        scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
     else:
         scales = profile.scales(found.step, by_row, by_column)
     if x.size >= LEAST_LEARNT:
@@ -559,9 +554,10 @@ class _Profile:
     mean_square: float
 
     @classmethod
-    def of(cls, x: NDArray[np.float32]) -> _Profile:
-        """Scales of x (n_columns, n_rows), fitted in turns."""
-        return cls(*_fit_scales(x))
+    def of(cls, x: NDArray[np.float32], floor: float) -> _Profile:
+        """Scales of x (n_columns, n_rows), fitted in turns. Below the mean square `floor` nothing is told apart: what the
+        quantiser leaves at zero must not shape the scales of the rest."""
+        return cls(*_fit_scales(x, floor))
 
     def scales(self, step: float, by_row: bool = True, by_column: bool = True) -> Scales:
         """Classes on the half-octave grid for symbols of that step; a symbol is worth two steps."""
@@ -595,7 +591,7 @@ def _classes(scales: NDArray[np.float64], live: NDArray[np.bool_]) -> NDArray[np
 
 
 @compiled
-def _fit_scales(x):  # type: ignore[no-untyped-def]
+def _fit_scales(x, floor):  # type: ignore[no-untyped-def]
     n_columns, n_rows = x.shape
     row_peaks = np.zeros(n_rows, np.float32)
     column_peaks = np.zeros(n_columns, np.float32)
@@ -620,8 +616,9 @@ def _fit_scales(x):  # type: ignore[no-untyped-def]
     rows = np.sqrt((row_rms**2 * n_columns + mean) / (n_columns + 1))
     columns = np.ones(n_columns)
     if mean > 0:
+        least = max(min(floor / mean, 1.0), 1e-12)
         for turn in range(2):
-            inverse = 1 / rows**2
+            inverse = 1 / np.maximum(rows**2, least * mean)
             for j in range(n_columns):
                 total = 1.0
                 for i in range(n_rows):
@@ -630,7 +627,7 @@ def _fit_scales(x):  # type: ignore[no-untyped-def]
             if turn == 0:
                 sums = np.full(n_rows, mean)
                 for j in range(n_columns):
-                    weight = 1 / (columns[j] * columns[j])
+                    weight = 1 / max(columns[j] * columns[j], least)
                     for i in range(n_rows):
                         sums[i] += np.float64(x[j, i]) * x[j, i] * weight
                 rows = np.sqrt(sums / (n_columns + 1))

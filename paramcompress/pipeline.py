@@ -194,7 +194,7 @@ class _Job:
             entries[info.name] = entry
             writer.add(entry, stream, torch_dtype(info.dtype).itemsize)
             tell(info)
-        about = {**self.about, "level": level, "layer_notes": notes}
+        about = {**self.about, "layer_notes": notes}
         file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
         self.layers = [_layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()]
         return file_bytes
@@ -581,7 +581,7 @@ def _layer_report(entry: Entry, n_bytes: int, note: str) -> LayerReport:
 def _notes(about: Mapping[str, Any], layers: Iterable[LayerReport]) -> tuple[str, ...]:
     """Those of the checkpoint, and what the report shall say of vectors."""
     coarse = [one for one in layers if one.codec == FACTORED and not plan.is_matrix(one.shape)]
-    notes = list(about["notes"])
+    notes = list(about.get("notes", []))
     if coarse:
         worst = max(one.rel_error for one in coarse)
         notes.append(f"{len(coarse)} vectors are coded too, with relative errors up to {worst:.3g}")

@@ -1,0 +1,340 @@
+"""A slow reader of squeezed files in plain Python and numpy, written from docs/format.md alone: the oracle of the fast one.
+
+Imports nothing of the package. The index' phrases are read from that page, the numbers of the prior from the source it names. It believes well-formed files and checks
+every checksum; it has no defence against hostile ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+PAGE = Path(__file__).parents[1] / "docs" / "format.md"
+PRIOR_SOURCE = Path(__file__).parents[1] / "paramcompress" / "prior.py"
+ITEM_BYTES = {"bool": 1, "bfloat16": 2, "complex32": 4}
+"""Those whose name does not say it."""
+
+
+def decode_file(path: str | Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name -> torch's dtype name, shape, bytes (C order, little-endian) of every tensor, in the checkpoint's order."""
+    data = Path(path).read_bytes()
+    parts, head = read_parts(data)
+    index = parts["paramcompress.index"]
+    assert zlib.crc32(head) == int.from_bytes(index[-4:], "little"), "header checksum"
+    whole = json.loads(unzstd(index[:-4], phrases()).decode("utf-8", "surrogatepass"))
+    pools = {name: 0 for name in parts if name.startswith(("paramcompress.pool", "paramcompress.exact"))}
+    exact = {
+        name: join_planes(unzstd(parts[name]), int(name.removeprefix("paramcompress.exact")))
+        for name in pools
+        if name != "paramcompress.pool"
+    }
+    found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    entries = list(rows(whole["entries"], whole["n"]))
+    for entry in entries:
+        name, dtype, shape, n_bytes = entry["name"], entry["dtype"], tuple(entry["shape"]), entry["n_bytes"]
+        if entry["home"] == 3:
+            continue
+        if entry["home"] == 0:
+            stream = parts[name + ".squeezed"]
+        else:
+            pool = "paramcompress.pool" if entry["home"] == 1 else f"paramcompress.exact{item_bytes(dtype)}"
+            stream = exact.get(pool, parts[pool])[pools[pool] : pools[pool] + n_bytes]
+            pools[pool] += n_bytes
+        assert len(stream) == n_bytes, name
+        if entry["home"] == 2:
+            raw = stream
+        elif entry["codec"] == "exact":
+            raw = join_planes(unzstd(stream), item_bytes(dtype))
+        else:
+            assert entry["codec"] == "factored", name
+            raw = cast(factored(stream, shape), dtype)
+        assert zlib.crc32(raw) == entry["crc"], f"hash of {name}"
+        found[name] = dtype, shape, raw
+    for entry in entries:
+        if entry["home"] == 3:
+            found[entry["name"]] = found[entry["same_as"]]
+    return {entry["name"]: found[entry["name"]] for entry in entries}
+
+
+# ------------------------------------------------------------------------------------------- file and index
+
+
+def read_parts(data: bytes) -> tuple[dict[str, bytes], bytes]:
+    """Payload of every part, and the bytes of the header with its length."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    assert header.pop("__metadata__")["paramcompress"].split(" ")[0] == "1"
+    parts, end = {}, 0
+    for name, part in header.items():
+        assert part["data_offsets"][0] == end
+        first, end = part["data_offsets"]
+        payload, checksum = data[start + first : start + end - 4], data[start + end - 4 : start + end]
+        assert zlib.crc32(payload) == int.from_bytes(checksum, "little"), f"checksum of {name}"
+        parts[name] = payload
+    assert start + end == len(data)
+    return parts, data[:start]
+
+
+def rows(columns: dict[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
+    defaults = {"same_as": None, "tied": False, "dictionary": "none", "rank": 0, "home": 1, "dtype": "float32"}
+    for i in range(n):
+        yield defaults | {field: values[i] for field, values in columns.items()}
+
+
+def phrases() -> bytes:
+    block = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    return "".join(block.splitlines()).encode()
+
+
+def unzstd(frame: bytes, dictionary: bytes = b"") -> bytes:
+    book = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=book if dictionary else None).decompress(frame)
+
+
+def item_bytes(dtype: str) -> int:
+    digits = re.match(r"[a-z]*?(?:float|int|complex)(\d+)", dtype)
+    return ITEM_BYTES[dtype] if dtype in ITEM_BYTES else int(digits[1]) // 8 if digits else 1
+
+
+def join_planes(planes: bytes, n: int) -> bytes:
+    """Highest bytes of all items first -> items."""
+    n_items = len(planes) // n
+    return bytes(planes[(n - 1 - b) * n_items + i] for i in range(n_items) for b in range(n))
+
+
+# ------------------------------------------------------------------------------------------- factors
+
+
+def layout(shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+    """n_out, m, kernel axes."""
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) < 2:
+        return math.prod(shape), 1, ()
+    if len(shape) == 2:
+        return shape[0], shape[1], ()
+    if len(shape) == 3 and shape[2] > 16:
+        return shape[0] * shape[1], shape[2], ()
+    return shape[0], math.prod(shape[1:]), shape[2:]
+
+
+def factored(stream: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The matrix W of a stream, float32."""
+    n_out, m, kernel = layout(shape)
+    k = math.prod(kernel)
+    head, at = stream[0], 5
+    step = float(np.frombuffer(stream, "<f4", 1, 1)[0])
+    matrix, exponent = None, 0
+    if head & 15 == 1:
+        matrix = np.frombuffer(stream, np.int8, k * k, at).reshape(k, k).astype(np.int64)
+        exponent, at = -7, at + k * k
+    elif head & 15 == 2:
+        matrix, exponent = cosine(kernel), -7 * len(kernel)
+    b = np.zeros((n_out, m))
+    scale = 0.0
+    if head & 16:
+        scale = float(np.frombuffer(stream, "<f4", 1, at)[0])
+        r, at = varint(stream, at + 4)
+        exponents = np.frombuffer(stream, np.int8, r, at).astype(np.int64)
+        n_bytes, at = varint(stream, at + r)
+        c = symbols(stream[at : at + n_bytes], n_out, r, 1)
+        n_bytes, at = varint(stream, at + n_bytes)
+        d = symbols(stream[at : at + n_bytes], m, r, 1)
+        at += n_bytes
+        least = int(exponents.min())
+        b = ((c.T << (exponents - least)) @ d) * 2.0**least
+    a = np.zeros((n_out, m), np.int64)
+    if at < len(stream):
+        s = symbols(stream[at:], n_out, m, k).T
+        a = s if matrix is None else (s.reshape(n_out, m // k, k) @ matrix.T).reshape(n_out, m)
+    return ((a * 2.0**exponent) * step + b * scale).astype(np.float32)
+
+
+def cosine(kernel: tuple[int, ...]) -> NDArray[np.int64]:
+    matrix = np.ones((1, 1), np.int64)
+    for n in kernel:
+        axis = np.empty((n, n), np.int64)
+        for t in range(n):
+            for f in range(n):
+                entry = math.sqrt((2 if f else 1) / n) * math.cos(math.pi * (2 * t + 1) * f / (2 * n))
+                axis[t, f] = math.floor(128 * entry + 0.5)
+        matrix = np.kron(matrix, axis)
+    return matrix
+
+
+def cast(values: NDArray[np.float32], dtype: str) -> bytes:
+    """Bytes of float32 values in a dtype, rounded to nearest even."""
+    if dtype in ("float64", "float32", "float16"):
+        return values.astype(f"<f{item_bytes(dtype)}").tobytes()
+    if dtype == "bfloat16":
+        bits = values.view(np.uint32).astype(np.uint64)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    n_mantissa, bias = {"float8_e4m3fn": (3, 7), "float8_e5m2": (2, 15)}[dtype]
+    codes = range(128)  # all that are not negative; the topmost ones, not finite, serve to see what overflows
+    table = [(c & (1 << n_mantissa) - 1, c >> n_mantissa) for c in codes]
+    grid = np.array(
+        [math.ldexp(f + (e > 0) * (1 << n_mantissa), max(e, 1) - bias - n_mantissa) for f, e in table], np.float64
+    )
+    size = np.abs(values.astype(np.float64))
+    above = np.searchsorted(grid, size).clip(1, 127)
+    middle = (grid[above - 1] + grid[above]) / 2
+    nearest = np.where((size > middle) | ((size == middle) & (above % 2 == 0)), above, above - 1)
+    return (nearest.astype(np.uint8) | np.signbit(values).astype(np.uint8) << 7).tobytes()
+
+
+# ------------------------------------------------------------------------------------------- symbols
+
+
+def varint(stream: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while stream[at] & 128:
+        value |= (stream[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+    return value | stream[at] << shift, at + 1
+
+
+class Bits:
+    """The bit string."""
+
+    def __init__(self, data: bytes) -> None:
+        self.value, self.at, self.n_bytes = int.from_bytes(data, "little"), 0, len(data)
+
+    def read(self, n: int) -> int:
+        number = self.value >> self.at & (1 << n) - 1
+        self.at += n
+        return number
+
+
+class Tokens:
+    """The range coder and its model."""
+
+    def __init__(self, words: list[int]) -> None:
+        numbers = re.findall(r"^ *\[([\d, ]+)\],", PRIOR_SOURCE.read_text(), re.MULTILINE)
+        self.counts = [[int(n) for n in row.split(",")] for row in numbers] + [[16] * 16 for _ in range(4)]
+        assert len(self.counts) == 32
+        self.words, self.at, self.state = words, 0, 65536
+        self.frequencies: list[list[int]] = [[]] * 32
+        self.touched = set(range(32))
+        self.run = self.left = self.in_block = 0
+
+    def read(self, context: int) -> int:
+        if self.left == 0:
+            self._next_run()
+        self.left -= 1
+        slot = self.state & 4095
+        token = start = 0
+        for f in self.frequencies[context]:
+            if slot < start + f:
+                break
+            start += f
+            token += 1
+        self.state = f * (self.state >> 12) + slot - start
+        if self.state < 65536:
+            self.state = self.state << 16 | self._word()
+        self.counts[context][token] += 16
+        self.touched.add(context)
+        return token
+
+    def _next_run(self) -> None:
+        self._relearn()
+        self.in_block += self.run
+        if self.run == 0 or self.in_block >= 65536:
+            assert self.state == 65536, "end of block"
+            self.state = self._word() << 16
+            self.state |= self._word()
+            self.in_block = 0
+        self.run = min(self.run + self.run // 4, 16384) if self.run else 32
+        self.left = self.run
+
+    def _relearn(self) -> None:
+        for context in self.touched:
+            counts = self.counts[context]
+            total = sum(counts)
+            f = [1 + count * 4080 // total for count in counts]
+            f[counts.index(max(counts))] += 4096 - sum(f)
+            self.frequencies[context] = f
+            if total > 524288:
+                self.counts[context] = [(count + 1) // 2 for count in counts]
+        self.touched.clear()
+
+    def _word(self) -> int:
+        self.at += 1
+        return self.words[self.at - 1]
+
+
+def magnitude(token: int, bits: Bits) -> int:
+    if token < 8:
+        return token
+    if token == 15:
+        length = bits.read(5)
+        return 95 + (1 << length) + bits.read(length)
+    n = token // 2 - 2
+    return ((2 + token % 2) << n) + bits.read(n)
+
+
+def classes(n: int, coded: int, flagged: int, period: int, context: int, tokens: Tokens, bits: Bits) -> list[int | None]:
+    """Class of each row or column, None for dead ones."""
+    found: list[int | None] = []
+    seen: list[list[int]] = [[] for _ in range(period)]
+    for i in range(n):
+        if flagged and tokens.read(context):
+            found.append(None)
+            continue
+        value = 0
+        if coded:
+            phase = i % period
+            lender = phase if seen[phase] or phase == 0 else phase - 1
+            known = seen[lender]
+            forecast = (2 * sum(known) + len(known)) // (2 * len(known)) if known else 0
+            z = magnitude(tokens.read(context + 1), bits)
+            value = forecast + (-(z + 1) // 2 if z % 2 else z // 2)
+            assert 0 <= value <= 127
+            seen[phase].append(value)
+        found.append(value)
+    return found
+
+
+def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
+    """Points (n_columns, n_rows) of a symbol stream."""
+    n_states, flags = 1 << (stream[0] & 15), stream[0] >> 4
+    base = int.from_bytes(stream[1:2], "little", signed=True)
+    n_words, at = varint(stream, 2)
+    tokens = Tokens(np.frombuffer(stream, "<u2", n_words, at).tolist())
+    bits = Bits(stream[at + 2 * n_words :])
+    rows_of = classes(n_rows, flags & 1, flags >> 2 & 1, 1, 28, tokens, bits)
+    columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, period, 30, tokens, bits)
+    g0, g1 = {1: (0, 0), 4: (1, 2), 8: (2, 5), 32: (5, 29)}[n_states]
+    points = np.zeros((n_columns, n_rows), np.int64)
+    state = 0
+    for j, of_column in enumerate(columns_of):
+        if j % -(-4096 // n_rows) == 0:
+            state = 0
+        for i, of_row in enumerate(rows_of):
+            if of_column is None or of_row is None:
+                continue
+            q = parity(state & g0)
+            c, h = base + of_row + of_column, 0
+            if c > 13:
+                h = min((c - 12) // 2, 24)
+                c = min(c - 2 * h, 13)
+            k = magnitude(tokens.read(2 * max(c, 0) + q), bits) << h
+            k |= bits.read(h)
+            if k:
+                points[j, i] = -(2 * k - q) if bits.read(1) else 2 * k - q
+            state = (2 * state + ((k & 1) ^ parity(state & g1))) % n_states
+    assert tokens.state == 65536 and tokens.at == n_words, "words left over"
+    assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
+    return points
+
+
+def parity(value: int) -> int:
+    return value.bit_count() % 2
