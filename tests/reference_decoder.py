@@ -281,7 +281,9 @@ def magnitude(token: int, bits: Bits) -> int:
     return ((2 + token % 2) << n) + bits.read(n)
 
 
-def classes(n: int, coded: int, flagged: int, period: int, context: int, tokens: Tokens, bits: Bits) -> list[int | None]:
+def classes(
+    n: int, coded: int, flagged: int, local: int, period: int, context: int, tokens: Tokens, bits: Bits
+) -> list[int | None]:
     """Class of each row or column, None for dead ones."""
     found: list[int | None] = []
     seen: list[list[int]] = [[] for _ in range(period)]
@@ -293,7 +295,7 @@ def classes(n: int, coded: int, flagged: int, period: int, context: int, tokens:
         if coded:
             phase = i % period
             lender = phase if seen[phase] or phase == 0 else phase - 1
-            known = seen[lender]
+            known = seen[lender][-1:] if local else seen[lender]
             forecast = (2 * sum(known) + len(known)) // (2 * len(known)) if known else 0
             z = magnitude(tokens.read(context + 1), bits)
             value = forecast + (-(z + 1) // 2 if z % 2 else z // 2)
@@ -305,13 +307,13 @@ def classes(n: int, coded: int, flagged: int, period: int, context: int, tokens:
 
 def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
     """Points (n_columns, n_rows) of a symbol stream."""
-    n_states, flags = 1 << (stream[0] & 15), stream[0] >> 4
+    n_states, flags = 1 << (stream[0] & 7), stream[0] >> 3
     base = int.from_bytes(stream[1:2], "little", signed=True)
     n_words, at = varint(stream, 2)
     tokens = Tokens(np.frombuffer(stream, "<u2", n_words, at).tolist())
     bits = Bits(stream[at + 2 * n_words :])
-    rows_of = classes(n_rows, flags & 1, flags >> 2 & 1, 1, 28, tokens, bits)
-    columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, period, 30, tokens, bits)
+    rows_of = classes(n_rows, flags & 1, flags >> 2 & 1, 0, 1, 28, tokens, bits)
+    columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, flags >> 4, period, 30, tokens, bits)
     g0, g1 = {1: (0, 0), 4: (1, 2), 8: (2, 5), 32: (5, 29)}[n_states]
     points = np.zeros((n_columns, n_rows), np.int64)
     state = 0

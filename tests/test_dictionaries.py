@@ -37,7 +37,7 @@ def least_residual(weight: torch.Tensor, rank: int) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 5, 12, 29])
+@pytest.mark.parametrize("rank", [1, 5, 12])
 def test_near_the_best_residual(shape: tuple[int, int], rank: int, rng: np.random.Generator) -> None:
     """Within 1 % of the least where singular values fall, as 1 / j or to a floor of noise; to rounding below EXACT_BELOW.
 
