@@ -414,27 +414,29 @@ def _search_step(
         return 1.0, None
     search = _Search(target, trellis, gram)
     step = math.sqrt(target / MSE_OF_STEP)
-    by_row = by_column = min(x.shape) > 1  # a class for every single number costs more than it can tell
-    if x.size >= LEAST_LEARNT:
-        part = _Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
-        scales = profile.scales(step, by_row, by_column)
-        found = search.learn(part.x, part.of_scales(scales), step)
-        step = search.next_step(found)
+    tolerance = max(tolerance, 1.5 / math.sqrt(x.size))
+    if min(x.shape) == 1:  # a class for every single number costs more than it can tell
+        scales = profile.scales(step, by_row=False, by_column=False)
+        if x.size >= LEAST_LEARNT:
+            step = search.next_step(search.learn(x, scales, step))
     else:
-        part = _Sample.of_transposed(x, x.size, period)
-        found = search.quantise(x, profile.scales(step, by_row, by_column), step)
-    if by_row:
-        ways = itertools.product((True, False), repeat=2)
-        classes = [profile.scales(found.step, *way) for way in ways]
-        classes = [_keep_live(one, classes[0]) for one in classes]
-        scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
-    else:
-        scales = profile.scales(found.step, by_row, by_column)
-    if x.size >= LEAST_LEARNT:
-        found = search.learn(part.x, part.of_scales(scales), step)
-        step = search.next_step(found)
-    found = search.run(x, scales, step, max(tolerance, 1.5 / math.sqrt(x.size)))
+        scales, step = _settle(x, profile, search, step, period)
+    found = search.run(x, scales, step, tolerance)
     return found.gain, found.symbols
+
+
+def _settle(
+    x: NDArray[np.float32], profile: _Profile, search: _Search, step: float, period: int
+) -> tuple[Scales, float]:
+    """Scale classes that pay, and nearly the right step; `search` learns token costs on the way. All on a sample of x."""
+    part = _Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
+    scales = profile.scales(step)
+    found = search.learn(part.x, part.of_scales(scales), step)
+    step = search.next_step(found)
+    classes = [_keep_live(profile.scales(found.step, *way), scales) for way in itertools.product((True, False), repeat=2)]
+    scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
+    found = search.learn(part.x, part.of_scales(scales), step)
+    return scales, search.next_step(found)
 
 
 def _grown_bits(found: _Found, scales: Scales, size: int) -> float:
