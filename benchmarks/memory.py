@@ -3,9 +3,10 @@
     python benchmarks/memory.py                     # 1 GB, largest tensor 64 MB: the promise of docs/design.md
     python benchmarks/memory.py --megabytes 256     # the same with fewer tensors
 
-Makes the checkpoint in a temporary folder, a few rows at a time; runs each command in a process of its own and reads RssAnon from
-/proc/PID/status while it runs (mapped files do not count: the system takes their pages back when it needs them). The compiled
-loops are in numba's cache before anything is measured. Checks every tensor that comes back; writes benchmarks/results/memory.json.
+Makes the checkpoint in a temporary folder, a few rows at a time. Runs each command in a process of its own and reads
+RssAnon from /proc/PID/status while it runs (mapped files do not count: the system takes their pages back when it needs
+them). The compiled loops are in numba's cache before anything is measured. Checks every tensor that comes back, writes
+benchmarks/results/memory.json, and fails if more than MOST_TIMES_LARGEST times the largest tensor was added.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ RESULT = Path(__file__).parent / "results" / "memory.json"
 
 
 def rows(shape: tuple[int, ...], generator: np.random.Generator) -> Iterator[NDArray[np.float32]]:
-    """Weights of `shape`, some rows at a time: rank 8, neighbouring inputs alike, rows and columns of different scale."""
+    """Weights of `shape`, some rows at a time: rank 8 and noise, neighbours alike, rows and columns of many scales."""
     n_columns = shape[-1]
     if len(shape) == 1:
         yield (1 + 0.1 * generator.standard_normal(n_columns, np.float32)).astype(np.float32)
@@ -178,9 +179,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the checkpoint")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--folder", type=Path, help="where the temporary folder goes; twice the checkpoint's size is needed"
-    )
+    parser.add_argument("--folder", type=Path, help="where the temporary folder goes; needs 2.5 times the space")
     parser.add_argument("--out", type=Path, default=RESULT, help="record to write")
     given = parser.parse_args()
     n_blocks = max(1, round(given.megabytes * 1e6 / BLOCK_BYTES))

@@ -174,12 +174,13 @@ def cosine(kernel: tuple[int, ...]) -> NDArray[np.int64]:
 def cast(values: NDArray[np.float32], dtype: str) -> bytes:
     """Bytes of float32 values in a dtype, rounded to nearest even."""
     if dtype in ("float64", "float32", "float16"):
-        return values.astype(f"<f{item_bytes(dtype)}").tobytes()
+        with np.errstate(over="ignore"):
+            return values.astype(f"<f{item_bytes(dtype)}").tobytes()
     if dtype == "bfloat16":
         bits = values.view(np.uint32).astype(np.uint64)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
-    n_mantissa, bias = {"float8_e4m3fn": (3, 7), "float8_e5m2": (2, 15)}[dtype]
-    codes = range(128)  # all that are not negative; the topmost ones, not finite, serve to see what overflows
+    n_mantissa, bias, most = {"float8_e4m3fn": (3, 7, 0x7E), "float8_e5m2": (2, 15, 0x7C)}[dtype]  # 448 and infinity
+    codes = range(128)  # all that are not negative; those above `most` serve to see what overflows
     table = [(c & (1 << n_mantissa) - 1, c >> n_mantissa) for c in codes]
     grid = np.array(
         [math.ldexp(f + (e > 0) * (1 << n_mantissa), max(e, 1) - bias - n_mantissa) for f, e in table], np.float64
@@ -188,7 +189,7 @@ def cast(values: NDArray[np.float32], dtype: str) -> bytes:
     above = np.searchsorted(grid, size).clip(1, 127)
     middle = (grid[above - 1] + grid[above]) / 2
     nearest = np.where((size > middle) | ((size == middle) & (above % 2 == 0)), above, above - 1)
-    return (nearest.astype(np.uint8) | np.signbit(values).astype(np.uint8) << 7).tobytes()
+    return (np.minimum(nearest, most).astype(np.uint8) | np.signbit(values).astype(np.uint8) << 7).tobytes()
 
 
 # ------------------------------------------------------------------------------------------- symbols

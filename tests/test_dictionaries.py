@@ -122,7 +122,9 @@ def test_half_types_and_zeros(rng: np.random.Generator) -> None:
 def test_patch_basis_is_orthonormal_and_fixed_in_sign(k: int, rng: np.random.Generator) -> None:
     basis = principal_basis(gaussian(rng, 3 * k, k))
     assert (basis.dtype, basis.shape) == (torch.float64, (k, k))
-    assert torch.allclose(basis.T @ basis, torch.eye(k, dtype=torch.float64), atol=torch.finfo(torch.float64).eps * 8 * k)
+    assert torch.allclose(
+        basis.T @ basis, torch.eye(k, dtype=torch.float64), atol=torch.finfo(torch.float64).eps * 8 * k
+    )
     assert (basis.gather(0, basis.abs().argmax(0, keepdim=True)) > 0).all()
 
 

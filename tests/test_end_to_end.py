@@ -1,4 +1,4 @@
-"""The installed command in processes of its own: what it prints, how it ends, what it leaves. And files from the wild."""
+"""The installed command in processes of its own: what it prints, how it ends, what it leaves. And files of others."""
 
 from __future__ import annotations
 
@@ -68,6 +68,12 @@ def run(*args: str | Path, **variables: str) -> Run:
     return Run(done.returncode, done.stdout, done.stderr)
 
 
+def run_here(*args: str) -> Run:
+    """The same without a process."""
+    done = CliRunner().invoke(app, args)
+    return Run(done.exit_code, done.stdout, done.stderr)
+
+
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every test works in a folder of its own, in which a pickle that runs would leave its mark."""
@@ -77,7 +83,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def files() -> list[str]:
-    return sorted(os.listdir())
+    return sorted(path.name for path in Path().iterdir())
 
 
 def sha256(path: Path) -> str:
@@ -241,30 +247,42 @@ def another_original() -> list[str]:
     return ["verify", "in.safetensors", "other.pt"]
 
 
-BAD = [
+ALONE = [
     (not_a_checkpoint, 3, "in.pt: "),
     (cut_short, 3, "in.pt: "),
     (foreign_pickle, 3, "in.pt: "),
+    (damaged, 3, "in.safetensors: "),
+    (impossible_target, 1, "the smallest possible has "),
+]
+"""Tried in processes of their own."""
+BAD = [
+    *ALONE,
     (raw_pickle, 3, "in.pkl: "),
     (missing, 3, "in.pt: "),
     (no_folder, 3, "in/x.safetensors: there is no folder in"),
     (reserved_name, 3, "in.pt: tensor 'paramcompress.index': "),
-    (damaged, 3, "in.safetensors: "),
     (damaged_to_verify, 4, "in.safetensors: tensor '"),
     (not_squeezed, 3, "in.safetensors: a safetensors file, but not a squeezed one"),
-    (impossible_target, 1, "the smallest possible has "),
     (no_such_layer, 2, "conv9*"),
     (no_such_dictionary, 2, "fourier"),
     (another_original, 4, "in.safetensors: tensor 'w': "),
 ]
 
 
-@installed
 @pytest.mark.parametrize(("make", "code", "said"), BAD, ids=[make.__name__ for make, *_ in BAD])
 def test_bad_input_ends_in_one_line(make: Any, code: int, said: str) -> None:
-    args = make()
+    assert_refused(run_here, make(), code, said)
+
+
+@installed
+@pytest.mark.parametrize(("make", "code", "said"), ALONE, ids=[make.__name__ for make, *_ in ALONE])
+def test_the_installed_command_ends_so_too(make: Any, code: int, said: str) -> None:
+    assert_refused(run, make(), code, said)
+
+
+def assert_refused(runner: Any, args: list[str], code: int, said: str) -> None:
     before = {name: sha256(Path(name)) for name in files()}
-    done = run(*args)
+    done = runner(*args)
     assert (done.code, done.out) == (code, "")
     assert said in done.error
     assert {name: sha256(Path(name)) for name in files()} == before
@@ -305,7 +323,7 @@ def wait_for_open_file(pid: int, folder: Path) -> None:
         time.sleep(0.1)
         for one in descriptors.iterdir():
             try:
-                target = os.readlink(one)
+                target = str(one.readlink())
             except FileNotFoundError:
                 continue
             if target.startswith(str(folder)) and target.endswith(" (deleted)"):
@@ -315,59 +333,75 @@ def wait_for_open_file(pid: int, folder: Path) -> None:
 
 # ---- places that cannot be written: numba's cache
 
-USE_A_LOOP = """
-import sys, torch
-from paramcompress import codec, entropy, fit, metrics, quantize
-assert metrics.__file__.startswith(sys.argv[1]), metrics.__file__
-print(metrics.deviation(torch.ones(3), torch.zeros(3)))
+LOOP = """
+from paramcompress.jit import compiled
+
+@compiled
+def add(a, b):
+    return a + b
+"""
+USE_IT = """
+import sys
+from paramcompress import loop
+assert loop.__file__.startswith(sys.argv[1]), loop.__file__
+print(loop.add(2, 3))
 """
 
 
-def read_only_copy(folder: Path) -> Path:
-    """A copy of the package whose folders take no cache: what stands where that would go is a file. Root heeds no mode."""
-    copy = folder / "site"
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(paramcompress.__file__).parent, copy / "paramcompress", ignore=ignored)
-    for inner in [copy / "paramcompress", *(path for path in copy.rglob("*") if path.is_dir())]:
-        (inner / "__pycache__").write_text("")
-    return copy
+def use_a_loop(folder: Path, first: str = "", **variables: str) -> str:
+    """Call a loop from a copy of the package; returns what it prints.
 
-
-def use_a_loop(folder: Path, before: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(read_only_copy(folder)), **variables}
-    if "LD_LIBRARY_PATH" in os.environ:
-        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    args = [sys.executable, "-c", before + USE_A_LOOP, str(folder)]
-    return subprocess.run(args, env=env, capture_output=True, text=True, timeout=240)
+    The copy takes no cache: what stands where that would go is a file. (The mode of a folder does not bind root.)
+    """
+    copy = folder / "site" / "paramcompress"
+    if not copy.exists():
+        copy.mkdir(parents=True)
+        for name in ("__init__.py", "errors.py", "records.py", "jit.py"):
+            shutil.copy(Path(paramcompress.__file__).parent / name, copy)
+        (copy / "loop.py").write_text(LOOP)
+        (copy / "__pycache__").write_text("")
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    env = {**kept, "PYTHONPATH": str(copy.parent), "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", **variables}
+    args = [sys.executable, "-c", first + USE_IT, str(folder)]
+    done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("cache", [{}, {"NUMBA_CACHE_DIR": "in the way/cache"}], ids=["no home", "no cache folder"])
 def test_loops_run_where_nothing_can_be_cached(empty_folder: Path, cache: dict[str, str]) -> None:
     Path("in the way").write_text("")
-    done = use_a_loop(empty_folder, HOME="/dev/null", XDG_CACHE_HOME="/dev/null", **cache)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "Deviation(rel_error=1.0, max_abs_error=1.0)\n"
+    assert use_a_loop(empty_folder, **cache) == "5\n"
     assert files() == ["in the way", "site"]
 
 
+def test_loops_are_cached_where_they_can_be(empty_folder: Path) -> None:
+    """The control: with a folder that can be written, machine code is found there."""
+    use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(empty_folder / "cache"))
+    assert list(Path("cache").rglob("*.nbc"))
+
+
 def test_loops_run_where_the_cache_has_no_space(empty_folder: Path) -> None:
-    """The folder can be written when the loops are declared, and the disk is full when machine code is to be saved."""
+    """The folder can be written when the loop is declared, and the disk is full when machine code is to be saved."""
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
-    done = use_a_loop(empty_folder, full, NUMBA_CACHE_DIR=str(empty_folder / "cache"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "Deviation(rel_error=1.0, max_abs_error=1.0)\n"
+    assert use_a_loop(empty_folder, full, NUMBA_CACHE_DIR=str(empty_folder / "cache")) == "5\n"
 
 
-def test_loops_run_where_the_cache_is_damaged(empty_folder: Path) -> None:
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_loops_run_where_the_cache_is_damaged(empty_folder: Path, suffix: str) -> None:
     cache = empty_folder / "cache"
-    assert use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(cache)).returncode == 0
-    written = [path for path in cache.rglob("*") if path.is_file()]
-    assert written
-    for path in written:
-        path.write_bytes(path.read_bytes()[:20])
-    shutil.rmtree("site")
-    done = use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(cache))
-    assert done.returncode == 0, done.stderr
+    use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(cache))
+    (written,) = cache.rglob(f"*{suffix}")
+    written.write_bytes(written.read_bytes()[:20])
+    assert use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(cache)) == "5\n"
+
+
+def test_every_loop_is_compiled_in_one_way() -> None:
+    """What the tests above say of one loop holds for all, since none comes to numba by another door."""
+    package = Path(paramcompress.__file__).parent
+    assert [
+        path.name for path in package.rglob("*.py") if "numba" in path.read_text() and "njit" in path.read_text()
+    ] == ["jit.py"]
 
 
 # ---- real files: a collection beside the checkout, where there is one
@@ -420,17 +454,15 @@ def test_a_real_checkpoint_comes_back(path: Path) -> None:
 @pytest.mark.parametrize("path", AWKWARD, ids=lambda path: path.name)
 def test_an_awkward_file_is_squeezed_or_refused_in_one_line(path: Path) -> None:
     before = sha256(path)
-    done = CliRunner().invoke(app, ["squeeze", str(path), "-o", OUT])
-    ended = Run(done.exit_code, done.stdout, done.stderr)
+    ended = run_here("squeeze", str(path), "-o", OUT)
     if ended.code:
         assert ended.code in (2, 3)
         assert path.name in ended.error
         assert (ended.out, files()) == ("", [])
     else:
         assert ended.err == ""
-        for args in (["verify", OUT, str(path)], ["expand", OUT, "-o", f"back{path.suffix}"]):
-            again = CliRunner().invoke(app, args)
-            assert (again.exit_code, again.stderr) == (0, ""), again.output
-        back = CliRunner().invoke(app, ["verify", OUT, f"back{path.suffix}"])
-        assert back.exit_code == 0, back.output
+        back = f"back{path.suffix}"
+        for args in (["verify", OUT, str(path)], ["expand", OUT, "-o", back], ["verify", OUT, back]):
+            done = run_here(*args)
+            assert (done.code, done.err) == (0, "")
     assert sha256(path) == before

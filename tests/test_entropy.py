@@ -67,7 +67,10 @@ def messages(draw: st.DrawFn) -> tuple[np.ndarray, Scales, int, int]:
     dead = draw(st.sampled_from([0.0, 0.3, 1.0]))
     scales = Scales(
         draw(st.integers(-128, 127)),
-        *(np.where(rng.random(n) < dead, DEAD, rng.integers(0, most + 1, n)).astype(np.int16) for n in (n_rows, n_columns)),
+        *(
+            np.where(rng.random(n) < dead, DEAD, rng.integers(0, most + 1, n)).astype(np.int16)
+            for n in (n_rows, n_columns)
+        ),
     )
     n_states = draw(st.sampled_from(list(TRELLISES)))
     octaves = draw(st.sampled_from([1, 8, 28]))
@@ -92,7 +95,9 @@ def test_the_slow_decoder_agrees(message: tuple[np.ndarray, Scales, int, int]) -
     points, scales, n_states, period = message
     if points.shape[1]:
         stream = pack(points, scales, TRELLISES[n_states], period=period)
-        np.testing.assert_array_equal(reference_decoder.symbols(stream, points.shape[1], points.shape[0], period), points)
+        np.testing.assert_array_equal(
+            reference_decoder.symbols(stream, points.shape[1], points.shape[0], period), points
+        )
 
 
 @pytest.mark.parametrize("n_states", TRELLISES)
@@ -235,7 +240,11 @@ def test_noise_of_every_header(rng: np.random.Generator) -> None:
     for head in range(256):
         for _ in range(8):
             n_words = int(rng.integers(0, 40))
-            stream = bytes([head, int(rng.integers(256))]) + varint(n_words) + rng.bytes(2 * n_words + int(rng.integers(0, 60)))
+            stream = (
+                bytes([head, int(rng.integers(256))])
+                + varint(n_words)
+                + rng.bytes(2 * n_words + int(rng.integers(0, 60)))
+            )
             check_damaged(stream, int(rng.integers(0, 40)), int(rng.integers(0, 40)), int(rng.integers(1, 30)))
 
 
@@ -273,7 +282,9 @@ def test_tokens_rise_and_raw_bits_tell_magnitudes_apart() -> None:
 
 def test_histogram_counts_what_is_packed(rng: np.random.Generator) -> None:
     classes = rng.integers(0, 9, 40).astype(np.int16)
-    scales = Scales(2, np.where(rng.random(40) < 0.2, DEAD, classes).astype(np.int16), rng.integers(0, 9, 30).astype(np.int16))
+    scales = Scales(
+        2, np.where(rng.random(40) < 0.2, DEAD, classes).astype(np.int16), rng.integers(0, 9, 30).astype(np.int16)
+    )
     points = legal_points(rng, scales, TRELLISES[8], lambda: int(rng.standard_normal() * 9))
     expected = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
     state = 0

@@ -1,4 +1,4 @@
-"""Squeeze and expand from end to end through the Python functions: promises held, structure kept, nothing left behind."""
+"""Squeeze and expand through the Python functions: promises held, structure kept, nothing left behind."""
 
 from __future__ import annotations
 
@@ -887,6 +887,21 @@ def test_the_source_is_not_overwritten_by_force() -> None:
     with pytest.raises(OutputError):
         paramcompress.squeeze("model.safetensors", "model.safetensors", force=True)
     assert Path("model.safetensors").read_bytes() == before
+    squeeze("model.safetensors")
+    squeezed = Path(SQUEEZED).read_bytes()
+    with pytest.raises(OutputError):
+        paramcompress.expand(SQUEEZED, SQUEEZED, force=True)
+    assert Path(SQUEEZED).read_bytes() == squeezed
+
+
+def test_the_folder_itself_as_output() -> None:
+    squeeze(CONV)
+    for out in (".", ".."):
+        with pytest.raises(OutputError):
+            paramcompress.squeeze(CONV, out, force=True)
+        with pytest.raises(OutputError):
+            paramcompress.expand(SQUEEZED, out, force=True)
+    assert files() == [SQUEEZED]
 
 
 def test_leftovers_of_killed_runs_go_and_others_stay() -> None:

@@ -33,9 +33,7 @@ def price_of(
 def cheapest(x: np.ndarray, scale_class: int, one: Trellis, cost: np.ndarray, weight: float) -> float:
     """The least price over every chain whose points lie at most three steps from x, or are zero."""
     near = [sorted({*range(round(number) - 3, round(number) + 4), 0}) for number in x.reshape(-1).tolist()]
-    return min(
-        price_of(x, np.array(points), scale_class, one, cost, weight) for points in itertools.product(*near)
-    )
+    return min(price_of(x, np.array(points), scale_class, one, cost, weight) for points in itertools.product(*near))
 
 
 @ALL

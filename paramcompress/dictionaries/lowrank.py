@@ -28,7 +28,7 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
         generator: source of the random test matrix; the only randomness here.
 
     Returns:
-        D (n_in, r) with orthonormal columns, C (n_out, r), and the r singular values in falling order; float64.
+        D (n_in, r) with orthonormal columns, C (n_out, r), and the r singular values in falling order; float32.
         Signs are fixed: the entry of largest magnitude in each column of D is positive.
 
     Raises:
@@ -45,10 +45,10 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     if not 1 <= rank <= min(n_out, n_in):
         raise ValueError(f"rank {rank} of a weight of shape {tuple(weight.shape)}")
     if min(n_out, n_in) <= EXACT_BELOW:
-        basis = _gram_basis(weight.double())[:, :rank]
+        basis = _gram_basis(weight.double())[:, :rank].float()
     else:
         basis = _range_basis(weight.float(), rank, generator)
-    coefficients = weight.double() @ basis
+    coefficients = weight.float() @ basis
     # within the subspace found, rotate to singular directions: eigenvectors of the small Gram matrix
     rotation = torch.linalg.eigh(coefficients.T @ coefficients)[1].flip(1)[:, :rank]
     atoms = basis @ rotation
@@ -73,4 +73,4 @@ def _range_basis(weight: Tensor, rank: int, generator: torch.Generator) -> Tenso
     basis = torch.linalg.qr(weight.T @ test)[0]
     for _ in range(N_POWER_ITERATIONS):
         basis = torch.linalg.qr(weight.T @ torch.linalg.qr(weight @ basis)[0])[0]
-    return basis.double()
+    return basis

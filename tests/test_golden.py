@@ -1,0 +1,151 @@
+"""Files of earlier versions expand to the same bits, for ever. One small file for each codec, dictionary and trellis.
+
+UPDATE_GOLDEN=1 pytest tests/test_golden.py writes those that are missing, and changes none that is there: a golden file that no
+longer reads is a broken promise, not a test to be updated. (Before release 1.0 a layout may change: then delete the folder first.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_decoder
+import torch
+from helpers import files_in, gaussian, low_rank, mixed_scales, raw, smooth_kernels, squeeze
+from torch import Tensor
+
+import paramcompress
+from paramcompress.codec import EXACT, FACTORED, TRANSFORMS
+from paramcompress.container import Reader
+from paramcompress.trellis import TRELLISES
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = GOLDEN / "expected.json"
+MOST_BYTES = 2048
+
+Made = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def one(weight: Tensor, dictionary: str, effort: str = "default", **more: Any) -> Made:
+    return {"w": weight}, {"effort": effort, "layers": {"w": {"dictionary": dictionary, "max_rel_error": 0.1, **more}}}
+
+
+def exact(rng: np.random.Generator) -> Made:
+    """Every item size, pooled; and one tensor with a part of its own."""
+    return {
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "halves": gaussian(rng, 3, 3, dtype="bfloat16"),
+        "ints": torch.arange(-3, 3),
+        "complex": torch.complex(gaussian(rng, 2, dtype="float64"), gaussian(rng, 2, dtype="float64")),
+        "nan": torch.tensor([[1.0, float("nan")], [float("inf"), -0.0]]),
+        "own": torch.arange(8192) // 2048,
+    }, {}
+
+
+def same(rng: np.random.Generator) -> Made:
+    """Tied, and equal without being tied."""
+    weight = gaussian(rng, 18, 16)
+    tensors = {"a": weight, "tied": weight, "equal": weight.clone(), "b": gaussian(rng, 4)}
+    return tensors, {"max_rel_error": 0.1}
+
+
+MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
+    "exact": exact,
+    "same": same,
+    "none-fast": lambda rng: one(gaussian(rng, 20, 16), "none", "fast"),
+    "none-default": lambda rng: one(gaussian(rng, 20, 16), "none"),
+    "none-max": lambda rng: one(gaussian(rng, 20, 16), "none", "max"),
+    "classes": lambda rng: one(mixed_scales(rng, 20, 16), "none", max_rel_error=1e-6),
+    "vector": lambda rng: one(gaussian(rng, 200), "none"),
+    "bfloat16": lambda rng: one(gaussian(rng, 20, 16, dtype="bfloat16"), "none"),
+    "float8": lambda rng: one(gaussian(rng, 20, 16, dtype="float8_e4m3fn"), "none"),
+    "patch": lambda rng: one(smooth_kernels(rng, 8, 6, 3, 3), "patch"),
+    "cosine": lambda rng: one(smooth_kernels(rng, 8, 6, 3, 3), "cosine"),
+    "lowrank": lambda rng: one(low_rank(rng, 24, 20, 2), "lowrank", rank=2),
+    "lowrank+patch": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 3, 3), "lowrank+patch", rank=2),
+    "lowrank+cosine": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 9), "lowrank+cosine", rank=2),
+}
+EACH = pytest.mark.parametrize("name", MAKERS)
+
+
+def path_of(name: str) -> Path:
+    return GOLDEN / f"{name}.safetensors"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What is remembered of a file: its own hash, and that of every tensor in it."""
+    tensors = paramcompress.load_file(path)
+    return {
+        "file": digest(path.read_bytes()),
+        "tensors": {key: [str(w.dtype), list(w.shape), digest(raw(w))] for key, w in tensors.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    """The remembered state of all golden files, those that are missing made first if UPDATE_GOLDEN=1 asks for it."""
+    known = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        GOLDEN.mkdir(exist_ok=True)
+        for name, make in MAKERS.items():
+            if not path_of(name).exists():
+                tensors, options = make(np.random.default_rng(1))
+                known[name] = state(squeeze(path_of(name), tensors, **options))
+        EXPECTED.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return known
+
+
+@EACH
+def test_expands_to_the_same_bits(name: str, expected: dict[str, Any]) -> None:
+    assert name in expected, "missing: see the docstring of this file"
+    assert state(path_of(name)) == expected[name]
+    paramcompress.verify(path_of(name))
+
+
+@EACH
+def test_the_slow_decoder_agrees(name: str, expected: dict[str, Any]) -> None:
+    found = reference_decoder.decode_file(path_of(name))
+    assert {key: digest(bits) for key, (_, _, bits) in found.items()} == {
+        key: bits for key, (_, _, bits) in expected[name]["tensors"].items()
+    }
+
+
+@EACH
+def test_small(name: str, expected: dict[str, Any]) -> None:
+    assert path_of(name).stat().st_size <= MOST_BYTES
+
+
+def test_nothing_is_missing_and_nothing_is_left_over(expected: dict[str, Any]) -> None:
+    assert set(expected) == set(MAKERS)
+    assert files_in(GOLDEN) == sorted([EXPECTED.name, *(path_of(name).name for name in MAKERS)])
+
+
+def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, Any]) -> None:
+    """The gatekeeper: a new codec id or dictionary needs a golden file."""
+    codecs, dictionaries, states, homes = set(), set(), set(), set()
+    for name in MAKERS:
+        with Reader(path_of(name)) as reader:
+            for entry in reader.index.entries:
+                codecs.add(entry.codec)
+                dictionaries.add(entry.dictionary)
+                homes.add(entry.home)
+                if entry.codec == FACTORED and entry.dictionary == "none" and entry.same_as is None:
+                    states.add(1 << (reader.stream(entry)[5] & 7))
+    assert codecs == {EXACT, FACTORED}
+    assert dictionaries == {f"{low}{name}" for low in ("", "lowrank+") for name in TRANSFORMS} - {"lowrank+none"} | {
+        "lowrank"
+    }
+    assert states == set(TRELLISES) - {4}, "four states are in the format, and no effort uses them"
+    assert homes == {0, 1, 2, 3}

@@ -1,0 +1,225 @@
+"""Patterns mean what they say, and a size is met from below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from paramcompress import plan
+from paramcompress.checkpoint import TensorInfo
+from paramcompress.errors import BudgetError, ConfigError
+from paramcompress.layer import Setting
+from paramcompress.plan import LARGEST_LEVEL, SMALLEST_LEVEL, is_matrix, level_for_size, make, matching
+
+NAMES = ["conv1.weight", "conv1.bias", "conv2.weight", "fc.weight", "fc.bias", "steps", "odd[0].weight"]
+TENSORS = [
+    TensorInfo("conv1.weight", "float32", (8, 3, 3, 3)),
+    TensorInfo("conv1.bias", "float32", (8,)),
+    TensorInfo("conv2.weight", "bfloat16", (8, 8, 3, 3)),
+    TensorInfo("fc.weight", "float32", (10, 8)),
+    TensorInfo("fc.bias", "float32", (10,)),
+    TensorInfo("steps", "int64", ()),
+    TensorInfo("odd[0].weight", "float64", (1, 4)),
+]
+
+
+def settings(
+    layers: dict[str, dict[str, Any]] | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    *,
+    vector_limit: float = 0.0,
+    level: float = 0.1,
+) -> dict[str, Setting]:
+    made = make(TENSORS, layers or {}, include or [], exclude or [], vector_limit=vector_limit)
+    return {info.name: made.setting(info, level) for info in TENSORS}
+
+
+def limits(**options: Any) -> dict[str, float]:
+    return {name: setting.limit for name, setting in settings(**options).items()}
+
+
+# ------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("fc.weight", ["fc.weight"]),
+        ("*.bias", ["conv1.bias", "fc.bias"]),
+        ("conv?.weight", ["conv1.weight", "conv2.weight"]),
+        ("conv[2-9].*", ["conv2.weight"]),
+        ("CONV*", []),
+        ("*", NAMES),
+        (r"re:conv\d\.weight", ["conv1.weight", "conv2.weight"]),
+        ("re:conv", []),
+        (r"re:.*(bias|steps)", ["conv1.bias", "fc.bias", "steps"]),
+        ("odd[0].weight", ["odd[0].weight"]),
+        ("", []),
+    ],
+)
+def test_patterns(pattern: str, found: list[str]) -> None:
+    assert matching(pattern, NAMES) == found
+
+
+def test_an_exact_name_is_no_glob() -> None:
+    assert matching("a[0]", ["a0", "a[0]"]) == ["a[0]"]
+    assert matching("a[0]", ["a0"]) == ["a0"]
+
+
+def test_a_regular_expression_that_does_not_parse() -> None:
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        matching("re:(", NAMES)
+
+
+@pytest.mark.parametrize("where", ["layers", "include", "exclude"])
+def test_a_pattern_without_a_tensor_is_refused_with_a_neighbour(where: str) -> None:
+    options: dict[str, Any] = {where: {"fc.weigth": {"rank": 1}} if where == "layers" else ["fc.weigth"]}
+    with pytest.raises(ConfigError, match=r"'fc.weigth' matches no tensor") as caught:
+        settings(**options)
+    assert "fc.weight" in str(caught.value.hint)
+
+
+# ------------------------------------------------------------------------------------------- settings
+
+
+def test_without_options_matrices_have_the_level_and_the_rest_is_exact() -> None:
+    assert limits() == {
+        "conv1.weight": 0.1,
+        "conv1.bias": 0,
+        "conv2.weight": 0.1,
+        "fc.weight": 0.1,
+        "fc.bias": 0,
+        "steps": 0,
+        "odd[0].weight": 0.1,
+    }
+
+
+def test_vectors_have_the_smaller_of_their_limit_and_the_level() -> None:
+    assert limits(vector_limit=1e-3)["fc.bias"] == 1e-3
+    assert limits(vector_limit=1e-3, level=1e-5)["fc.bias"] == 1e-5
+    assert limits(vector_limit=1e-3)["steps"] == 0
+
+
+def test_include_and_exclude() -> None:
+    assert {name for name, limit in limits(include=["conv*"]).items() if limit} == {"conv1.weight", "conv2.weight"}
+    assert limits(include=["conv*", "fc*"], exclude=["conv2*"])["conv2.weight"] == 0
+    assert limits(exclude=["*"]) == dict.fromkeys(NAMES, 0)
+
+
+def test_what_is_set_for_a_layer_counts_more_than_exclude() -> None:
+    found = settings({"fc.weight": {"max_rel_error": 0.2}, "fc.bias": {"max_rel_error": 0.01}}, exclude=["*"])
+    assert (found["fc.weight"].limit, found["fc.bias"].limit, found["conv1.weight"].limit) == (0.2, 0.01, 0)
+
+
+def test_exact_counts_most() -> None:
+    found = limits(layers={"*": {"exact": True}, "fc.weight": {"exact": False, "max_rel_error": 0.2}})
+    assert {name for name, limit in found.items() if limit} == {"fc.weight"}
+    assert limits(layers={"steps": {"max_rel_error": 0.5}})["steps"] == 0
+
+
+def test_later_patterns_win_key_by_key_and_exact_names_win_over_all() -> None:
+    found = settings(
+        {
+            "fc.weight": {"rank": 7},
+            "*.weight": {"rank": 1, "dictionary": "lowrank", "max_rel_error": 0.5},
+            "fc*": {"rank": 2, "max_rel_error": 0.3},
+        }
+    )["fc.weight"]
+    assert (found.choice.rank, found.choice.dictionary, found.limit) == (7, "lowrank", 0.3)
+
+
+def test_only_rank_or_density_without_a_limit_leave_the_error_open() -> None:
+    assert settings()["fc.weight"].firm
+    assert settings({"fc.weight": {"dictionary": "lowrank"}})["fc.weight"].firm
+    assert not settings({"fc.weight": {"rank": 2}})["fc.weight"].firm
+    assert not settings({"fc.weight": {"density": 0.1}})["fc.weight"].firm
+    assert settings({"fc.weight": {"rank": 2, "max_rel_error": 0.1}})["fc.weight"].firm
+
+
+def test_a_vector_with_a_choice_has_the_level() -> None:
+    assert settings({"fc.bias": {"density": 0.5}})["fc.bias"].limit == 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((), False),
+        ((5,), False),
+        ((5, 1), True),
+        ((1, 5, 1), False),
+        ((2, 5, 1), True),
+        ((1, 1, 1, 1), False),
+        ((0, 3), True),
+    ],
+)
+def test_matrices(shape: tuple[int, ...], expected: bool) -> None:
+    assert is_matrix(shape) == expected
+
+
+# ------------------------------------------------------------------------------------------- sizes
+
+WEIGHTS, HEAD = 1_000_000, 3_000
+
+
+def smooth(level: float) -> int:
+    """Rate-distortion function of a Gaussian layer: half a log2 of 1 / error squared, a weight."""
+    return HEAD + round(WEIGHTS * max(-math.log2(level), 0) / 8)
+
+
+def steps(level: float) -> int:
+    """The same in leaps, as where a few layers change from factored to exact."""
+    return HEAD + WEIGHTS // 8 * math.ceil(max(-math.log2(level), 0))
+
+
+def unsteady(level: float) -> int:
+    return smooth(level) + int(abs(math.sin(1e4 * level)) * 0.003 * smooth(level))
+
+
+def counted(size_at: Callable[[float], int]) -> tuple[Callable[[float], int], list[float]]:
+    asked: list[float] = []
+
+    def size(level: float) -> int:
+        asked.append(level)
+        return size_at(level)
+
+    return size, asked
+
+
+@pytest.mark.parametrize("size_at", [smooth, steps, unsteady])
+@pytest.mark.parametrize("target", [HEAD + 10, 30_000, 130_000, 400_000, 1_500_000, 2_400_000])
+def test_never_over_and_few_encodings(size_at: Callable[[float], int], target: int) -> None:
+    size, asked = counted(size_at)
+    level = level_for_size(target, size)
+    assert size_at(level) <= target
+    assert SMALLEST_LEVEL <= level <= LARGEST_LEVEL
+    assert len(asked) <= 13
+
+
+@pytest.mark.parametrize("size_at", [smooth, unsteady])
+@pytest.mark.parametrize("target", [30_000, 130_000, 400_000, 1_500_000])
+def test_near_the_target(size_at: Callable[[float], int], target: int) -> None:
+    """As near as the search promises: it stops at 99.5 % of the target, or where levels differ by 0.2 %, 0.003 bits a weight."""
+    found = size_at(level_for_size(target, size_at))
+    assert found >= min(0.995 * target, target - 0.003 * WEIGHTS / 8 * 1.05 - 0.003 * target)
+
+
+def test_a_target_that_cannot_be_met_says_what_could() -> None:
+    with pytest.raises(BudgetError, match="2,999") as caught:
+        level_for_size(HEAD - 1, smooth)
+    assert caught.value.smallest_bytes == HEAD
+    assert "3,000" in str(caught.value.hint)
+    assert level_for_size(HEAD, smooth) == LARGEST_LEVEL
+
+
+def test_a_target_above_everything_gives_a_fine_level() -> None:
+    level = level_for_size(10**9, smooth)
+    assert level < 1e-4
+    assert smooth(level) <= 10**9
+
+
+def test_the_default_is_the_documented_one() -> None:
+    assert plan.DEFAULT_MAX_REL_ERROR == 0.03
