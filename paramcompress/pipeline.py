@@ -110,7 +110,7 @@ def squeeze(
             options.get("layers", {}),
             include,
             exclude,
-            vector_limit=plan.VECTOR_LIMIT if size is not None else 0.0,
+            for_size=size is not None,
         )
         about = {
             "source": checkpoint.path.name if checkpoint.path is not None else "",

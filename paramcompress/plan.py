@@ -1,6 +1,7 @@
 """What the user asked for, worked out for every tensor: patterns to settings, a size to a common error. Opens no file.
 
-A plan has one number that moves, the *level*: the relative error allowed in every matrix without a limit of its own.
+A plan has one number that moves, the *level*: the relative error allowed in a matrix without a limit of its own, of average size
+where a size is to be met (`SHARE_POWER`), of any size otherwise.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ DEFAULT_MAX_REL_ERROR = 0.03
 """Where no target is given; docs/defaults.md has the measurements."""
 VECTOR_LIMIT = 1e-3
 """Relative error of vectors when the target is a size."""
-LARGEST_LEVEL = 1.0
+SHARE_POWER = 0.25
+"""Under a size target, the relative error allowed in a matrix grows with this power of its number of weights: best or nearly so on
+every model that could be evaluated (docs/defaults.md). 0 would share errors out equally, 0.5 makes the sum of their squares least."""
+LARGEST_LEVEL = 32.0
+"""Here every matrix, however small its share, is allowed an error of 1: all zero."""
 SMALLEST_LEVEL = 1e-6
 
 
@@ -37,6 +42,8 @@ class Plan:
     """Tensors that --include and --exclude leave to be squeezed."""
     vector_limit: float
     """0 keeps vectors exact."""
+    shares: Mapping[str, float]
+    """Of the level, for matrices; 1 where nothing is said."""
 
     def setting(self, info: TensorInfo, level: float) -> Setting:
         """What is done to one tensor at that level."""
@@ -46,7 +53,8 @@ class Plan:
         choice = Choice(override.dictionary, override.rank, override.density)
         if override.max_rel_error is not None:
             return Setting(override.max_rel_error, choice)
-        limit = level if is_matrix(info.shape) else min(self.vector_limit, level)
+        share = self.shares.get(info.name, 1.0)
+        limit = min(level * share, 1.0) if is_matrix(info.shape) else min(self.vector_limit, level)
         if choice != Choice() and limit == 0:
             limit = level
         return Setting(limit, choice, firm=choice.rank is None and choice.density is None)
@@ -67,13 +75,14 @@ def make(
     include: Sequence[str],
     exclude: Sequence[str],
     *,
-    vector_limit: float,
+    for_size: bool,
 ) -> Plan:
     """Plan of a checkpoint.
 
     Args:
         layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key.
         include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
+        for_size: whether the level is to be searched for a size: then vectors may be coded too, and large matrices more coarsely.
 
     Raises:
         ConfigError: a pattern that matches no tensor, or is no regular expression.
@@ -93,8 +102,23 @@ def make(
     squeezed = set(names) if not include else {name for pattern in include for name in matches[pattern]}
     squeezed -= {name for pattern in exclude for name in matches[pattern]}
     return Plan(
-        tuple(tensors), {name: Override(**values) for name, values in overrides.items()}, frozenset(squeezed), vector_limit
+        tuple(tensors),
+        {name: Override(**values) for name, values in overrides.items()},
+        frozenset(squeezed),
+        VECTOR_LIMIT if for_size else 0.0,
+        _shares(tensors) if for_size else {},
     )
+
+
+def _shares(tensors: Sequence[TensorInfo]) -> dict[str, float]:
+    """n ** SHARE_POWER of every matrix over the geometric mean of these."""
+    logs = {info.name: SHARE_POWER * math.log(math.prod(info.shape)) for info in tensors if _counts(info)}
+    mean = sum(logs.values()) / max(len(logs), 1)
+    return {name: math.exp(log - mean) for name, log in logs.items()}
+
+
+def _counts(info: TensorInfo) -> bool:
+    return is_matrix(info.shape) and math.prod(info.shape) > 0 and info.dtype in FLOATS
 
 
 def matching(pattern: str, names: Sequence[str]) -> list[str]:
@@ -145,6 +169,8 @@ def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:
 def _between(over: tuple[float, int | None], under: tuple[float, int], target_bytes: int) -> float:
     """Level between two tried ones where a line through them, in log level, meets 99.8 % of the target; kept off the ends."""
     low, high = math.log(over[0]), math.log(under[0])
+    if under[0] == LARGEST_LEVEL and over[0] < 0.5:  # from a relative error of 1 on hardly anything changes any more
+        high = 0.0
     if over[1] is None:
         return math.exp(high - (high - low) / 4)
     share = (under[1] - 0.998 * target_bytes) / (under[1] - over[1])

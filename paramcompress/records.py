@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
-"""Number of the JSON layout that `Report.to_json` writes; raised when a field changes its meaning or goes."""
+"""Number of the JSON layout that `Report.to_json` and `Sweep.to_json` write; raised when a field changes its meaning or goes."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(layer name, bytes of input done, bytes of input in all); may come from any thread."""
@@ -88,3 +88,40 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; layout described in docs/json.md."""
         return {"schema": SCHEMA_VERSION, **asdict(self), "bits_per_weight": self.bits_per_weight}
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """What a checkpoint weighs at one limit."""
+
+    max_rel_error: float
+    """Limit on the relative error of every matrix without a limit of its own."""
+    bytes_after: int
+    """Bytes of the squeezed file, everything included."""
+    bits_per_weight: float
+    """8 * bytes_after / weights."""
+    rel_error: float
+    """Largest relative error of a layer."""
+    layers: tuple[LayerReport, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Bytes against error: one checkpoint at several limits, from the smallest limit to the largest."""
+
+    source: str
+    """Path of the checkpoint."""
+    n_weights: int
+    """Weights of all tensors, tied ones counted once."""
+    bytes_before: int
+    """Bytes of all tensors as the checkpoint stores them, tied ones counted once."""
+    points: tuple[SweepPoint, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out of the checkpoint, or read in a special way."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options as the run used them."""
+    elapsed_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The sweep as plain JSON values; layout described in docs/json.md."""
+        return {"schema": SCHEMA_VERSION, **asdict(self)}

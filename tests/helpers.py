@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,8 @@ def uniform_scales(n_columns: int, n_rows: int, base: int = 5) -> Scales:
 def legal_points(
     rng: np.random.Generator, scales: Scales, trellis: Trellis, symbol: Callable[[], int]
 ) -> NDArray[np.int32]:
-    """Points (n_columns, n_rows) of the symbols (any sign) that `symbol` gives, walked along the trellis in plain Python."""
+    """Points (n_columns, n_rows) of the symbols (any sign) that `symbol` gives, walked along the trellis in plain
+    Python."""
     points = np.zeros((len(scales.columns), len(scales.rows)), np.int32)
     state = 0
     for j in range(points.shape[0]):
@@ -121,4 +121,4 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(path.name for path in folder.iterdir())

@@ -1,7 +1,7 @@
-"""A slow reader of squeezed files in plain Python and numpy, written from docs/format.md alone: the oracle of the fast one.
+"""A slow reader of squeezed files in plain Python and numpy, written from docs/format.md alone: the fast one's oracle.
 
-Imports nothing of the package. The index' phrases are read from that page, the numbers of the prior from the source it names. It believes well-formed files and checks
-every checksum; it has no defence against hostile ones.
+Imports nothing of the package. The index' phrases are read from that page, the numbers of the prior from the source
+it names. It believes well-formed files and checks every checksum; it has no defence against hostile ones.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
             if k:
                 points[j, i] = -(2 * k - q) if bits.read(1) else 2 * k - q
             state = (2 * state + ((k & 1) ^ parity(state & g1))) % n_states
-    assert tokens.state == 65536 and tokens.at == n_words, "words left over"
+    assert (tokens.state, tokens.at) == (65536, n_words), "words left over"
     assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
     return points
 

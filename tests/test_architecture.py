@@ -1,4 +1,4 @@
-"""The house keeps its floors: imports run down, terminals and file formats have their rooms, everything public says what it is."""
+"""The house keeps its floors: imports run down, libraries have their rooms, everything public says what it is."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_everything_public_is_documented(path: Path) -> None:
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             length = (node.end_lineno or 0) - node.lineno
-            assert ast.get_docstring(node) or length <= 12 and isinstance(node, ast.FunctionDef), node.name
+            assert ast.get_docstring(node) or (length <= 12 and isinstance(node, ast.FunctionDef)), node.name
 
 
 @EACH_MODULE

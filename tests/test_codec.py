@@ -1,4 +1,4 @@
-"""One battery for both codecs: what goes in comes out, streams of other kinds are refused, and the arithmetic is exact."""
+"""One battery for both codecs: what goes in comes out, damaged streams are refused, and the arithmetic is exact."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ def survives(one: Case, stream: bytes) -> bool:
 
 @BATTERY
 def test_cut_short_or_too_long(case: str, rng: np.random.Generator) -> None:
-    """A cut is found, but for the one before S: without it, S is zero. Only the checksum knows. Of nothing, nothing is lost."""
+    """A cut is found, but for the one before S, which is zero then: only the checksum knows. Of nothing, nothing is
+    lost."""
     one = CASES[case](rng)
     found = [n for n in range(len(one.stream)) if survives(one, one.stream[:n])]
     has_stored = not case.startswith("exact") and "alone" not in case and "nothing" not in case
@@ -324,7 +325,8 @@ def test_exact_round_trip_of_anything(data: bytes, item_bytes: int) -> None:
 
 
 def test_planes_pay(rng: np.random.Generator) -> None:
-    """Weights share their exponents: planes of bytes are smaller than the bytes as they lie, noise grows by a frame's head."""
+    """Weights share their exponents: planes of bytes are smaller than the bytes as they lie, noise grows by a frame's
+    head."""
     weights = raw(torch.from_numpy(rng.standard_normal(20000).astype(np.float32)))
     assert len(encode_exact(weights, 4)) < 0.95 * len(encode_exact(weights, 1))
     assert len(encode_exact(rng.bytes(50000), 4)) <= 50000 + 16
@@ -337,7 +339,8 @@ def test_exact_of_another_size_is_refused(n_bytes: int, rng: np.random.Generator
 
 
 def test_a_frame_that_claims_petabytes() -> None:
-    """Magic number, a descriptor that announces eight bytes of size, 2**50: refused by what the caller expects, unread."""
+    """Magic number, a descriptor that announces eight bytes of size, 2**50: refused by what the caller expects,
+    unread."""
     frame = bytes.fromhex("28b52ffd e0") + (1 << 50).to_bytes(8, "little") + b"\x01\x00\x00"
     with pytest.raises(ValueError, match="expected 8"):
         decode_exact(frame, 8, 4)

@@ -39,7 +39,8 @@ def least_residual(weight: torch.Tensor, rank: int) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 5, 12])
 def test_near_the_best_residual(shape: tuple[int, int], rank: int, rng: np.random.Generator) -> None:
-    """Within 1 % of the least where singular values fall, as 1 / j or to a floor of noise; to rounding below EXACT_BELOW.
+    """Within 1 % of the least where singular values fall, as 1 / j or to a floor of noise; to rounding below
+    EXACT_BELOW.
 
     White noise has no directions to find, and the randomised method is some per cent off: there no rank pays anyway.
     """
@@ -146,7 +147,8 @@ def test_patch_basis_of_fewer_kernels_than_weights(rng: np.random.Generator) -> 
 
 
 def test_no_entry_is_near_a_rounding_tie() -> None:
-    """So every machine's cosine leads to the same integers: up to 32 as cosine.py says, above as docs/format.md says."""
+    """So every machine's cosine leads to the same integers: up to 32 as cosine.py says, above as docs/format.md
+    says."""
     for n in range(1, MOST_KERNEL + 1):
         f, t = np.meshgrid(np.arange(n), np.arange(n))
         entries = COSINE_SCALE * np.sqrt(np.where(f > 0, 2, 1) / n) * np.cos(np.pi * (2 * t + 1) * f / (2 * n))
@@ -156,8 +158,8 @@ def test_no_entry_is_near_a_rounding_tie() -> None:
 
 @pytest.mark.parametrize("kernel", [(2,), (5,), (3, 3), (7, 7), (1, 3), (4, 1, 4), (3, 3, 3), (16,)])
 def test_cosine_basis_is_orthonormal_but_for_rounding(kernel: tuple[int, ...]) -> None:
-    """On one axis Q = Q0 + R with |R| <= d = 1 / (2 scale): an entry of Q'Q - I is at most 2 d sqrt(n) + n d^2, since columns of Q0 have
-    length 1, so sums of absolute values up to sqrt(n). Over axes, factors (1 + e) multiply.
+    """On one axis Q = Q0 + R with |R| <= d = 1 / (2 scale): an entry of Q'Q - I is at most 2 d sqrt(n) + n d^2, since
+    columns of Q0 have length 1, so sums of absolute values up to sqrt(n). Over axes, factors (1 + e) multiply.
     """
     basis = cosine_basis(kernel, COSINE_SCALE)
     size = math.prod(kernel)

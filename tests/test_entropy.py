@@ -60,7 +60,7 @@ def test_the_tiny_message_by_hand() -> None:
 
 @st.composite
 def messages(draw: st.DrawFn) -> tuple[np.ndarray, Scales, int, int]:
-    """Points, classes, states, period: shapes from nothing to 400 numbers, all magnitudes, dead rows and columns, any classes."""
+    """Points, classes, states, period: up to 400 numbers of all magnitudes, dead rows and columns, any classes."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n_columns, n_rows = draw(st.integers(0, 20)), draw(st.integers(0, 20))
     most = draw(st.sampled_from([0, 3, 30, MOST_CLASS]))
@@ -140,8 +140,8 @@ def test_points_that_do_not_fit_are_refused() -> None:
 def test_near_the_entropy_of_a_long_source(deviation: float, rng: np.random.Generator) -> None:
     """Bound, in bits per token, over the entropy of the tokens as they came and the raw bits that no coder can save:
 
-    learning 16 frequencies, N_TOKENS / 2 * log2(n) / n; one slot kept for each token, log2(4096 / 4080), and the same for
-    rounding frequencies down; half a token's entropy for what the prior gets wrong at first, 24 tokens' worth.
+    learning 16 frequencies, N_TOKENS / 2 * log2(n) / n; one slot kept for each token, log2(4096 / 4080), and the same
+    for rounding frequencies down; half a token's entropy for what the prior gets wrong at first, 24 tokens' worth.
     """
     n = 1 << 18
     k = (deviation * rng.standard_normal(n)).round().astype(np.int32)
@@ -187,8 +187,8 @@ def test_dead_rows_cost_a_flag_and_no_more() -> None:
     np.testing.assert_array_equal(unpack(stream, 4096, 8), points)
     p = 8 / 4096
     flag_bits = -4096 * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
-    # 15 log2(n) to learn 16 frequencies count by count; until the first run of 32 ends a flag costs 4 bits; the slots that every
-    # token keeps; and 64 points of one size at their prior cost
+    # 15 log2(n) to learn 16 frequencies count by count; until the first run of 32 ends a flag costs 4 bits; the slots
+    # that every token keeps; and 64 points of one size at their prior cost
     learning_bits = 15 * math.log2(4096) + 32 * 4 + 4096 * 2 * math.log2(4096 / 4080)
     assert len(stream) < (flag_bits + learning_bits + 64 * cost_table()[5, 0, 1]) / 8 + 8
 

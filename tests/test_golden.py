@@ -1,7 +1,8 @@
 """Files of earlier versions expand to the same bits, for ever. One small file for each codec, dictionary and trellis.
 
-UPDATE_GOLDEN=1 pytest tests/test_golden.py writes those that are missing, and changes none that is there: a golden file that no
-longer reads is a broken promise, not a test to be updated. (Before release 1.0 a layout may change: then delete the folder first.)
+UPDATE_GOLDEN=1 pytest tests/test_golden.py writes those that are missing, and changes none that is there: a golden file
+that no longer reads is a broken promise, not a test to be updated. Before release 1.0 a layout may change: then delete
+the folder first.
 """
 
 from __future__ import annotations

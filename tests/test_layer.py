@@ -1,4 +1,4 @@
-"""The promise, for any tensor: within the limit or exact, never larger than raw, and the same bits from its stream again."""
+"""The promise, for any tensor: within the limit or exact, never larger than raw, the same bits whenever it is decoded."""
 
 from __future__ import annotations
 

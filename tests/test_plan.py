@@ -31,10 +31,10 @@ def settings(
     include: list[str] | None = None,
     exclude: list[str] | None = None,
     *,
-    vector_limit: float = 0.0,
+    for_size: bool = False,
     level: float = 0.1,
 ) -> dict[str, Setting]:
-    made = make(TENSORS, layers or {}, include or [], exclude or [], vector_limit=vector_limit)
+    made = make(TENSORS, layers or {}, include or [], exclude or [], for_size=for_size)
     return {info.name: made.setting(info, level) for info in TENSORS}
 
 
@@ -99,9 +99,9 @@ def test_without_options_matrices_have_the_level_and_the_rest_is_exact() -> None
 
 
 def test_vectors_have_the_smaller_of_their_limit_and_the_level() -> None:
-    assert limits(vector_limit=1e-3)["fc.bias"] == 1e-3
-    assert limits(vector_limit=1e-3, level=1e-5)["fc.bias"] == 1e-5
-    assert limits(vector_limit=1e-3)["steps"] == 0
+    assert limits(for_size=True)["fc.bias"] == 1e-3
+    assert limits(for_size=True, level=1e-5)["fc.bias"] == 1e-5
+    assert limits(for_size=True)["steps"] == 0
 
 
 def test_include_and_exclude() -> None:
@@ -212,7 +212,7 @@ def test_a_target_that_cannot_be_met_says_what_could() -> None:
         level_for_size(HEAD - 1, smooth)
     assert caught.value.smallest_bytes == HEAD
     assert "3,000" in str(caught.value.hint)
-    assert level_for_size(HEAD, smooth) == LARGEST_LEVEL
+    assert smooth(level_for_size(HEAD, smooth)) == HEAD
 
 
 def test_a_target_above_everything_gives_a_fine_level() -> None:

@@ -53,7 +53,7 @@ def test_best_of_all_chains(n_states: int, weight: float, rng: np.random.Generat
 
 @ALL
 def test_the_control_greedy_is_worse(n_states: int, rng: np.random.Generator) -> None:
-    """Negative control: choosing point after point, as a test that forgets the trellis would, costs more on every trellis."""
+    """Negative control: choosing point after point costs more on every trellis."""
     if n_states == 1:
         pytest.skip("without a trellis greedy is best")
     x = rng.uniform(-50, 50, (1, 2000)).astype(np.float32)
@@ -119,7 +119,8 @@ def test_points_of_the_trellis_stay_as_they_are(n_states: int, rng: np.random.Ge
 @ALL
 @pytest.mark.parametrize("size", [1e5, 2.0**24, 2.0**28])
 def test_huge_numbers(n_states: int, size: float, rng: np.random.Generator) -> None:
-    """Far above what the cost table tells apart, an error of a step or the rounding of float32 to its integers is left."""
+    """Far above what the cost table tells apart, an error of a step or the rounding of float32 to its integers is
+    left."""
     x = (size * rng.uniform(-1, 1, (3, 50))).astype(np.float32)
     points, _ = quantize(x, uniform_scales(3, 50, 40), TRELLISES[n_states], cost_table(), 0.46)
     assert abs(x - points.astype(np.float64)).max() <= max(3.0, 4 * size * np.finfo(np.float32).eps)

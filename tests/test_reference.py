@@ -1,4 +1,5 @@
-"""The reader of this package and a slow one, written from docs/format.md alone, get the same bits out of every kind of file."""
+"""The package's reader and a slow one, written from docs/format.md alone, get the same bits out of every kind of
+file."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import paramcompress
 from paramcompress.codec import to_tensor
-from paramcompress.container import OWN, Reader
+from paramcompress.container import _PHRASES, OWN, Reader
 from paramcompress.prior import PRIOR
 from paramcompress.trellis import TRELLISES
 
@@ -86,7 +87,8 @@ def test_dtypes(dtype: str, rng: np.random.Generator, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_every_rounding(dtype: str) -> None:
-    """The slow reader's casts against torch's, on all exponents: a tie, its neighbours, and what rounds to zero or overflows."""
+    """The slow reader's casts against torch's, on all exponents: ties, their neighbours, what rounds to zero or
+    overflows."""
     bits = np.arange(0, 1 << 32, 1 << 11, dtype=np.uint64)
     bits = np.concatenate([bits, bits + 1, bits + (1 << 11) - 1]).astype(np.uint32)
     values = bits.view(np.float32)
@@ -156,6 +158,10 @@ def test_tables_of_the_page_are_those_of_the_code() -> None:
         assert [[int(a), int(b)] for a, b in re.findall(r"\((\d),(\d)\)", row[1])] == TRELLISES[
             n_states
         ].next_state.tolist()
+
+
+def test_phrases_of_the_page_are_those_of_the_code() -> None:
+    assert reference_decoder.phrases() == _PHRASES
 
 
 def test_example_of_the_page() -> None:

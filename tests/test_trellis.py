@@ -63,11 +63,12 @@ def mean_squared_error(one: Trellis, x: np.ndarray) -> float:
     reason="trellis docstring says 1.08, 1.18, 1.32 dB; measured at high rate 0.99, 1.08, 1.22", strict=True
 )
 def test_gain_of_the_docstring(rng: np.random.Generator) -> None:
-    """Decibels over the uniform quantiser of step 2, whose squared error is 4 / 12 on a uniform source; at high rate, so that the
-    denser points about zero do not count.
+    """Decibels over the uniform quantiser of step 2, whose squared error is 4 / 12 on a uniform source; at high rate,
+    so that the denser points about zero do not count.
 
-    Tolerance 0.05 dB, asked for; the estimate itself is finer: the squared errors' relative deviation is below 1 (2 / sqrt(5) for
-    uniform errors), so the mean of n of them is known to 1 / sqrt(n), and five of these deviations are 5 * 4.34 / sqrt(n) dB.
+    Tolerance 0.05 dB, asked for; the estimate itself is finer: the squared errors' relative deviation is below 1 (2 /
+    sqrt(5) for uniform errors), so the mean of n of them is known to 1 / sqrt(n), and five of these deviations are 5
+    * 4.34 / sqrt(n) dB.
     """
     n = 1 << 18
     assert 5 * 4.34 / math.sqrt(n) < 0.05
