@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "allocation.json")
     args = parser.parse_args()
     sys.path.insert(0, str(args.bench))
-    record: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"name": "allocation", "results": []}
+    record: dict[str, Any] = (
+        json.loads(args.out.read_text()) if args.out.exists() else {"name": "allocation", "results": []}
+    )
     known = {(row["model"], row["level"], row["measure"]) for row in record["results"]}
     for name in args.models.split(","):
         measure = metric_of(name)
@@ -60,7 +62,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "squeezed.safetensors"
             paramcompress.squeeze(source, out, max_rel_error=0.0)
-            originals = {k: w for k, w in paramcompress.load_file(out).items() if w.is_floating_point() and is_matrix(tuple(w.shape))}
+            originals = {
+                k: w
+                for k, w in paramcompress.load_file(out).items()
+                if w.is_floating_point() and is_matrix(tuple(w.shape))
+            }
             for level in LEVELS:
                 goal = squeeze_at(source, out, dict.fromkeys(originals, 1.0), level)
                 for label, weight in MEASURES.items():

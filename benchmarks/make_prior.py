@@ -35,7 +35,9 @@ def simulate(scale_class: int) -> np.ndarray:
     scales = Scales(scale_class, np.zeros(N_SAMPLES, np.int16), np.zeros(1, np.int16))
     tokens = np.array([token_of(k) for k in range(128)])
     raw = np.array([raw_bits_of(k) for k in range(128)])
-    counts = np.ones((N_CLASSES, 2, N_TOKENS)) * np.exp2(-np.arange(N_TOKENS) / 2.0 ** max((scale_class - UNIT_CLASS) / 2, -1))
+    counts = np.ones((N_CLASSES, 2, N_TOKENS)) * np.exp2(
+        -np.arange(N_TOKENS) / 2.0 ** max((scale_class - UNIT_CLASS) / 2, -1)
+    )
     for _ in range(3):
         cost = -np.log2(counts / counts.sum(-1, keepdims=True))[:, :, tokens] + raw
         points, _ = quantize(x, scales, TRELLISES[8], cost.astype(np.float32), BIT_WEIGHT)

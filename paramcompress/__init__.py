@@ -17,10 +17,11 @@ from .errors import (
     UnsupportedFormatError,
     VerificationError,
 )
-from .records import LayerReport, Report
+from .records import LayerReport, Report, Sweep
 
 if TYPE_CHECKING:
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
+    from .sweeps import sweep
 
     __version__: str
 
@@ -35,6 +36,7 @@ __all__ = [
     "OutputError",
     "ParamCompressError",
     "Report",
+    "Sweep",
     "UnsupportedFormatError",
     "VerificationError",
     "__version__",
@@ -44,6 +46,7 @@ __all__ = [
     "load_into",
     "open_file",
     "squeeze",
+    "sweep",
     "verify",
 ]
 
@@ -58,7 +61,7 @@ def __getattr__(name: str) -> Any:
         except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
             return "0+unknown"
     if name in __all__:
-        return getattr(import_module(".pipeline", __name__), name)
+        return getattr(import_module(".sweeps" if name == "sweep" else ".pipeline", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

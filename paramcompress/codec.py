@@ -164,7 +164,10 @@ class Factors:
             if peak >= 2.0**53:
                 return False
         if self.low_rank is not None:
-            peaks = [np.abs(one.points).max(1).astype(np.float64) for one in (self.low_rank.coefficients, self.low_rank.atoms)]
+            peaks = [
+                np.abs(one.points).max(1).astype(np.float64)
+                for one in (self.low_rank.coefficients, self.low_rank.atoms)
+            ]
             exponents = self.low_rank.exponents.astype(np.float64)
             return bool((peaks[0] * peaks[1] * np.exp2(exponents - exponents.min())).sum() < 2.0**53)
         return True
@@ -177,7 +180,9 @@ class Factors:
             return self.basis.astype(np.float64), -(PATCH_SCALE.bit_length() - 1)
         if self.transform == "cosine":
             axes = self.layout.kernel
-            return cosine_basis(axes, COSINE_SCALE).numpy().astype(np.float64), -((COSINE_SCALE.bit_length() - 1) * len(axes))
+            return cosine_basis(axes, COSINE_SCALE).numpy().astype(np.float64), -(
+                (COSINE_SCALE.bit_length() - 1) * len(axes)
+            )
         return None
 
     def reconstruct(self) -> NDArray[np.float32]:
@@ -191,13 +196,17 @@ class Factors:
             matrix = integers * 2.0**exponent
         coefficients, atoms, scale = nothing, np.zeros((0, 0), np.int32), 0.0
         if self.low_rank is not None:
-            coefficients, atoms, scale = self.low_rank.weighted_coefficients, self.low_rank.atoms.points, self.low_rank.scale
+            coefficients, atoms, scale = (
+                self.low_rank.weighted_coefficients,
+                self.low_rank.atoms.points,
+                self.low_rank.scale,
+            )
         _reconstruct(points, self.step, matrix, coefficients, atoms, scale, self.layout.kernel_size, out)
         return out
 
 
 @compiled
-def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):  # type: ignore[no-untyped-def]
+def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     """out = float32(step * S Q^T + scale * C D^T); either part may be missing (no rows), Q too.
 
     matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products with step and
@@ -232,7 +241,7 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
 
 
 @compiled
-def _add(sums, factor, terms):  # type: ignore[no-untyped-def]
+def _add(sums, factor, terms):
     for i in range(len(terms)):
         sums[i] += factor * terms[i]
 

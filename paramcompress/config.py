@@ -79,6 +79,21 @@ def parse_set(text: str) -> tuple[str, dict[str, Any]]:
     return _pattern(pattern, where), check_override(values, where=where)
 
 
+def parse_levels(text: str) -> tuple[float, ...]:
+    """Limits on the relative error in a list such as that of `--levels`.
+
+    >>> parse_levels("0.01, 0.03")
+    (0.01, 0.03)
+    """
+    words = [word.strip() for word in text.split(",")]
+    try:
+        return tuple(map(float, words))
+    except ValueError as error:
+        raise ConfigError(
+            f"--levels {text!r} is no list of numbers", hint="write numbers with commas between, such as 0.01,0.03"
+        ) from error
+
+
 def merge(settings: Mapping[str, Any], given: Mapping[str, Any], sets: Iterable[str] = ()) -> dict[str, Any]:
     """`settings` of a file overruled by those `given` on the command line, with the `--set` strings last.
 

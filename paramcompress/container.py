@@ -112,7 +112,9 @@ class Writer:
             self._payload = tempfile.TemporaryFile(dir=self.path.parent)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._payload.close()
         self._scratch.unlink(missing_ok=True)
 
@@ -154,7 +156,9 @@ class Writer:
         if entry.home != EXACT_POOLED:
             return entry.n_bytes
         item_bytes = item_bytes_of(entry.dtype)
-        return round(dict(self._parts)[f"{EXACT_POOL}{item_bytes}"] * entry.n_bytes / max(len(self._exact[item_bytes]), 1))
+        return round(
+            dict(self._parts)[f"{EXACT_POOL}{item_bytes}"] * entry.n_bytes / max(len(self._exact[item_bytes]), 1)
+        )
 
     @property
     def scratch(self) -> Path:
@@ -230,7 +234,14 @@ def _version() -> str:
 # ------------------------------------------------------------------------------------------- index
 
 
-_DEFAULTS: dict[str, Any] = {"same_as": None, "tied": False, "dictionary": "none", "rank": 0, "home": POOLED, "dtype": "float32"}
+_DEFAULTS: dict[str, Any] = {
+    "same_as": None,
+    "tied": False,
+    "dictionary": "none",
+    "rank": 0,
+    "home": POOLED,
+    "dtype": "float32",
+}
 """A column that holds nothing else is left out."""
 _PHRASES = (
     b'"notes":[],"layer_notes":{},"effort":"max","effort":"fast","max_rel_error":"lowrank+patch","lowrank+cosine","cosine",'
@@ -330,7 +341,15 @@ class Reader:
         except FormatError:
             self._file.close()
             raise
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError, MemoryError, zstandard.ZstdError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            OverflowError,
+            MemoryError,
+            zstandard.ZstdError,
+        ) as error:
             self._file.close()
             raise FormatError(path, f"damaged: {error}") from error
 
@@ -428,7 +447,9 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _part(self, name: str) -> memoryview:
@@ -488,7 +509,13 @@ def _layout(table: dict[str, Any], n_payload: int) -> dict[str, tuple[int, int]]
     end = 0
     for name, part in table.items():
         first, last = part["data_offsets"]
-        if part["dtype"] != "U8" or part["shape"] != [last - first] or first != end or last < first or type(last) is not int:
+        if (
+            part["dtype"] != "U8"
+            or part["shape"] != [last - first]
+            or first != end
+            or last < first
+            or type(last) is not int
+        ):
             raise ValueError(f"part {name!r} is not where it should be")
         parts[name] = (first, last - first)
         end = last

@@ -101,9 +101,21 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
     flags = _flags(scales, period)
     bits = (0, np.uint64(0), 0)
-    n_tokens, bits = _put_classes(scales.rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, contexts, tokens, raw, 0, bits)
     n_tokens, bits = _put_classes(
-        scales.columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, _COLUMN_DEAD, contexts, tokens, raw, n_tokens, bits
+        scales.rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, contexts, tokens, raw, 0, bits
+    )
+    n_tokens, bits = _put_classes(
+        scales.columns,
+        flags >> 1 & 1,
+        flags >> 3 & 1,
+        period,
+        flags >> 4 & 1,
+        _COLUMN_DEAD,
+        contexts,
+        tokens,
+        raw,
+        n_tokens,
+        bits,
     )
     walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
     n_tokens, (n_full, waiting, n_waiting) = _put_points(
@@ -143,9 +155,7 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     points = np.empty((n_columns, n_rows), np.int32)
     counts, spans, slots = (table.copy() for table in _start_model(True))
     walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
-    used_words, used_bits = _decode(
-        words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points
-    )
+    used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
@@ -279,7 +289,7 @@ def raw_bits_of(magnitude: int) -> int:
 
 
 @compiled
-def _push(raw, bits, value, n):  # type: ignore[no-untyped-def]
+def _push(raw, bits, value, n):
     """Append the n <= 32 bits of value. bits: (full words in raw, those that wait, how many of these)."""
     n_words, waiting, n_waiting = bits
     waiting |= np.uint64(value) << np.uint64(n_waiting)
@@ -293,14 +303,14 @@ def _push(raw, bits, value, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _read_bits(raw, at, n):  # type: ignore[no-untyped-def]
+def _read_bits(raw, at, n):
     word = at >> 5
     wide = np.uint64(raw[word]) | np.uint64(raw[word + 1]) << np.uint64(32)
     return np.int64(wide >> np.uint64(at & 31)) & ((np.int64(1) << n) - 1)
 
 
 @compiled
-def _put_mantissa(magnitude, token, raw, bits):  # type: ignore[no-untyped-def]
+def _put_mantissa(magnitude, token, raw, bits):
     """What a token of 8 and above leaves open."""
     if token == ESCAPE:
         rest = magnitude - (ESCAPE_FROM - 1)
@@ -313,7 +323,7 @@ def _put_mantissa(magnitude, token, raw, bits):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _mantissa(token, raw, at):  # type: ignore[no-untyped-def]
+def _mantissa(token, raw, at):
     """Magnitude of a token and the next bit position."""
     if token < 8:
         return token, at
@@ -328,7 +338,7 @@ def _mantissa(token, raw, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put_classes(classes, coded, flagged, period, local, context, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+def _put_classes(classes, coded, flagged, period, local, context, contexts, tokens, raw, n_tokens, bits):
     """Scale classes of rows or columns: a dead flag each, then the distance from the mean class so far at this phase,
     or, if local, from the last one."""
     total = np.zeros(period, np.int64)
@@ -353,7 +363,7 @@ def _put_classes(classes, coded, flagged, period, local, context, contexts, toke
 
 
 @compiled
-def _count_distances(classes, period, local):  # type: ignore[no-untyped-def]
+def _count_distances(classes, period, local):
     """How often each zigzag distance would be coded."""
     total = np.zeros(period, np.int64)
     count = np.zeros(period, np.int64)
@@ -367,7 +377,7 @@ def _count_distances(classes, period, local):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _note_class(total, count, phase, value, local):  # type: ignore[no-untyped-def]
+def _note_class(total, count, phase, value, local):
     if local:
         total[phase] = value
         count[phase] = 1
@@ -377,7 +387,7 @@ def _note_class(total, count, phase, value, local):  # type: ignore[no-untyped-d
 
 
 @compiled
-def _mean_class(total, count, phase):  # type: ignore[no-untyped-def]
+def _mean_class(total, count, phase):
     """Rounded mean of the classes at this phase so far; before the first, the phase before lends its own."""
     if count[phase] == 0:
         if phase == 0 or count[phase - 1] == 0:
@@ -396,7 +406,7 @@ def scale_context(scale_class: int) -> tuple[int, int]:
 
 
 @compiled
-def _put_points(points, base, rows, columns, next_state, quantiser, per_chain, contexts, tokens, raw, n_tokens, bits):  # type: ignore[no-untyped-def]
+def _put_points(points, base, rows, columns, next_state, quantiser, per_chain, contexts, tokens, raw, n_tokens, bits):
     """Context and token of every live point; n_tokens -1 where one does not fit trellis or classes."""
     state = 0
     for j in range(points.shape[0]):
@@ -431,7 +441,7 @@ def _put_points(points, base, rows, columns, next_state, quantiser, per_chain, c
 
 
 @compiled
-def _count(points, base, rows, columns, next_state, quantiser, per_chain, counts):  # type: ignore[no-untyped-def]
+def _count(points, base, rows, columns, next_state, quantiser, per_chain, counts):
     state = 0
     for j in range(points.shape[0]):
         if j % per_chain == 0:
@@ -459,7 +469,7 @@ def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], 
 
 
 @compiled
-def _relearn(counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+def _relearn(counts, totals, spans, slots):
     """Frequencies of every context whose counts have changed since `totals`.
 
     At least 1 for each token, TOTAL together; what rounding leaves over goes to the likeliest token.
@@ -496,13 +506,13 @@ def _relearn(counts, totals, spans, slots):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _longer(interval):  # type: ignore[no-untyped-def]
+def _longer(interval):
     """Tokens until the next rebuild of the frequencies, given the last such number."""
     return min(interval + (interval >> 2), _LONGEST_INTERVAL)
 
 
 @compiled
-def _encode_tokens(contexts, tokens, counts, spans, no_slots):  # type: ignore[no-untyped-def]
+def _encode_tokens(contexts, tokens, counts, spans, no_slots):
     """Words of a token sequence. Each block: the model runs forwards, the coder backwards over what the model said."""
     totals = np.zeros(len(counts), np.int64)
     n = len(tokens)
@@ -534,7 +544,9 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):  # type: ignore[n
                 n_words += 1
                 state >>= np.uint32(16)
             quotient = state // frequency
-            state = (quotient << np.uint32(FREQUENCY_BITS)) + (state - quotient * frequency) + (said[i] >> np.uint32(16))
+            state = (
+                (quotient << np.uint32(FREQUENCY_BITS)) + (state - quotient * frequency) + (said[i] >> np.uint32(16))
+            )
         words[size] = state >> np.uint32(16)
         words[size + 1] = state & np.uint32(0xFFFF)
         for i in range(n_words):
@@ -544,7 +556,7 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):  # type: ignore[n
 
 
 @compiled
-def _turn(words, clock, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+def _turn(words, clock, counts, totals, spans, slots):
     """What happens between two runs of tokens: learn, and at the end of a block start the next.
 
     clock: [state, word position, tokens in this block, interval]; returns False where the words end too early.
@@ -567,7 +579,9 @@ def _turn(words, clock, counts, totals, spans, slots):  # type: ignore[no-untype
 
 
 @compiled
-def _get_classes(classes, coded, flagged, period, local, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots):  # type: ignore[no-untyped-def]
+def _get_classes(
+    classes, coded, flagged, period, local, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
+):
     """Inverse of _put_classes. Returns tokens left in this run and the next bit; -1, -1 for a stream that cannot be."""
     total = np.zeros(period, np.int64)
     count = np.zeros(period, np.int64)
@@ -607,7 +621,7 @@ def _get_classes(classes, coded, flagged, period, local, context, words, raw, n_
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_chain, counts, spans, slots, points):  # type: ignore[no-untyped-def]
+def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_chain, counts, spans, slots, points):
     """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
     n_columns, n_rows = points.shape
     totals = np.zeros(len(counts), np.int64)
@@ -615,11 +629,41 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_
     rows = np.empty(n_rows, np.int64)
     columns = np.empty(n_columns, np.int64)
     left, bit = _get_classes(
-        rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, words, raw, n_bits, clock, 0, 0, counts, totals, spans, slots
+        rows,
+        flags & 1,
+        flags >> 2 & 1,
+        1,
+        False,
+        _ROW_DEAD,
+        words,
+        raw,
+        n_bits,
+        clock,
+        0,
+        0,
+        counts,
+        totals,
+        spans,
+        slots,
     )
     if left >= 0:
         left, bit = _get_classes(
-            columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, _COLUMN_DEAD, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
+            columns,
+            flags >> 1 & 1,
+            flags >> 3 & 1,
+            period,
+            flags >> 4 & 1,
+            _COLUMN_DEAD,
+            words,
+            raw,
+            n_bits,
+            clock,
+            left,
+            bit,
+            counts,
+            totals,
+            spans,
+            slots,
         )
     if left < 0:
         return -1, -1

@@ -123,7 +123,11 @@ def fit(
     """
     target = squared_error / weight.size
     peak = float(np.abs(weight).max())
-    if not (LEAST_STEP < math.sqrt(target) < 1 / LEAST_STEP) or peak > MOST_STEPS * math.sqrt(target) or peak > 1 / LEAST_STEP:
+    if (
+        not (LEAST_STEP < math.sqrt(target) < 1 / LEAST_STEP)
+        or peak > MOST_STEPS * math.sqrt(target)
+        or peak > 1 / LEAST_STEP
+    ):
         raise Unfit(f"weights up to {peak:.3g} at an error of {math.sqrt(target):.3g} each")
     dictionary, x = _choose(weight, layout, target, effort, choice, seed, device)
     if choice.density is not None:
@@ -256,7 +260,9 @@ def _data_bits(symbols: Symbols) -> float:
 
 def _class_bits(scales: Scales, period: int) -> float:
     """About what the classes of both sides take."""
-    return entropy.class_bits(scales, period) + 3 * sum(len(np.unique(side)) - 1 for side in (scales.rows, scales.columns))
+    return entropy.class_bits(scales, period) + 3 * sum(
+        len(np.unique(side)) - 1 for side in (scales.rows, scales.columns)
+    )
 
 
 @dataclass(frozen=True)
@@ -433,7 +439,9 @@ def _settle(
     scales = profile.scales(step)
     found = search.learn(part.x, part.of_scales(scales), step)
     step = search.next_step(found)
-    classes = [_keep_live(profile.scales(found.step, *way), scales) for way in itertools.product((True, False), repeat=2)]
+    classes = [
+        _keep_live(profile.scales(found.step, *way), scales) for way in itertools.product((True, False), repeat=2)
+    ]
     scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
     found = search.learn(part.x, part.of_scales(scales), step)
     return scales, search.next_step(found)
@@ -527,7 +535,7 @@ def _stretch(x: NDArray[np.float32], points: NDArray[np.int32], gain: float, gra
 
 
 @compiled
-def _moments(x, points):  # type: ignore[no-untyped-def]
+def _moments(x, points):
     """Sums of x * point, point**2 and x**2."""
     product = square = energy = 0.0
     for j in range(x.shape[0]):
@@ -593,7 +601,7 @@ def _classes(scales: NDArray[np.float64], live: NDArray[np.bool_]) -> NDArray[np
 
 
 @compiled
-def _fit_scales(x, floor):  # type: ignore[no-untyped-def]
+def _fit_scales(x, floor):
     n_columns, n_rows = x.shape
     row_peaks = np.zeros(n_rows, np.float32)
     column_peaks = np.zeros(n_columns, np.float32)

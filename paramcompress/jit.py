@@ -6,20 +6,20 @@ Does not hold any loop itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def compiled(function: F) -> F:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled at its first call; later processes load the machine code from numba's cache.
 
     Where neither the package's folder nor the user's cache folder can be written (a read-only
     installation without a home), numba refuses to cache: then each process compiles anew, in a few seconds.
     """
     try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
+        compiler: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(cache=True, nogil=True)
+        return compiler(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        return cast(F, numba.njit(nogil=True)(function))
+        compiler = numba.njit(nogil=True)
+        return compiler(function)

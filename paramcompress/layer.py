@@ -135,7 +135,11 @@ def _encode_factored(
     stream = codec.encode_factored(factors)
     n_raw = tensor.numel() * tensor.element_size()
     if len(stream) > 0.7 * n_raw:
-        exact = n_raw if n_raw < container.SMALL_EXACT_BYTES else len(codec.encode_exact(_raw(tensor), tensor.element_size()))
+        exact = (
+            n_raw
+            if n_raw < container.SMALL_EXACT_BYTES
+            else len(codec.encode_exact(_raw(tensor), tensor.element_size()))
+        )
         if exact <= len(stream):
             return None
     entry = Entry(

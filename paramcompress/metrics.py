@@ -50,11 +50,13 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
 def _parts(original: Tensor, decoded: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of both as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     for pair in zip(original.reshape(-1).split(_CHUNK), decoded.reshape(-1).split(_CHUNK), strict=True):
-        yield tuple(part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pair)
+        yield tuple(
+            part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pair
+        )
 
 
 @compiled
-def _peaks(original, decoded):  # type: ignore[no-untyped-def]
+def _peaks(original, decoded):
     """Largest magnitude in either, and largest difference."""
     peak = largest = 0.0
     for i in range(len(original)):
@@ -66,7 +68,7 @@ def _peaks(original, decoded):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sums(original, decoded, scale):  # type: ignore[no-untyped-def]
+def _sums(original, decoded, scale):
     """Sums of squared differences and of squared originals, scaled."""
     squared = norm = 0.0
     for i in range(len(original)):
@@ -84,4 +86,7 @@ def norm(tensor: Tensor) -> float:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
-    return all(bool(torch.isfinite(part.float() if part.element_size() == 1 else part).all()) for part in tensor.reshape(-1).split(_CHUNK))
+    return all(
+        bool(torch.isfinite(part.float() if part.element_size() == 1 else part).all())
+        for part in tensor.reshape(-1).split(_CHUNK)
+    )

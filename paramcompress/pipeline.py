@@ -25,8 +25,15 @@ from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import FACTORED
 from paramcompress.container import SAME, Entry, Reader, Writer
-from paramcompress.errors import CheckpointError, ConfigError, EncodeError, FormatError, OutputError, VerificationError
-from paramcompress.errors import ParamCompressError
+from paramcompress.errors import (
+    CheckpointError,
+    ConfigError,
+    EncodeError,
+    FormatError,
+    OutputError,
+    ParamCompressError,
+    VerificationError,
+)
 from paramcompress.fit import EFFORTS, Effort
 from paramcompress.records import LayerReport, Progress, Report
 from paramcompress.units import parse_size
@@ -130,7 +137,9 @@ def squeeze(
             report = job.report(path, level, file_bytes, dry_run=dry_run)
             if not dry_run:
                 if verify:
-                    report = _verify(writer.scratch, checkpoint, report, job.settings(level), workers, progress, named=path)
+                    report = _verify(
+                        writer.scratch, checkpoint, report, job.settings(level), workers, progress, named=path
+                    )
                 writer.publish()
     return replace(report, elapsed_s=time.monotonic() - started)
 
@@ -196,7 +205,9 @@ class _Job:
             tell(info)
         about = {**self.about, "layer_notes": notes}
         file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
-        self.layers = [_layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()]
+        self.layers = [
+            _layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()
+        ]
         return file_bytes
 
     def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
@@ -320,7 +331,8 @@ class SqueezedFile:
         about = self.index.about
         notes = about.get("layer_notes", {})
         layers = tuple(
-            _layer_report(entry, self._reader.part_bytes(entry), notes.get(entry.name, "")) for entry in self.index.entries
+            _layer_report(entry, self._reader.part_bytes(entry), notes.get(entry.name, ""))
+            for entry in self.index.entries
         )
         return Report(
             source=str(self.path),
@@ -363,7 +375,10 @@ def load_file(path: str | os.PathLike[str], device: str = "cpu", workers: int = 
         entries = [entry for entry in squeezed.index.entries if not entry.tied]
         decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers)
         found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
-        return {entry.name: found[entry.same_as or ""] if entry.tied else found[entry.name] for entry in squeezed.index.entries}
+        return {
+            entry.name: found[entry.same_as or ""] if entry.tied else found[entry.name]
+            for entry in squeezed.index.entries
+        }
 
 
 def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 1) -> None:
@@ -375,7 +390,8 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 
     found = load_file(path, workers=workers)
     expected = model.state_dict()
     differing = [
-        f"{name} (only in the {'file' if name in found else 'model'})" for name in sorted(found.keys() ^ expected.keys())
+        f"{name} (only in the {'file' if name in found else 'model'})"
+        for name in sorted(found.keys() ^ expected.keys())
     ] + [
         f"{name} ({tuple(found[name].shape)} in the file, {tuple(expected[name].shape)} in the model)"
         for name in found.keys() & expected.keys()
@@ -539,12 +555,18 @@ def _check_same_tensors(file: Path, entries: Sequence[Entry], original: Checkpoi
     there = {info.name: (info.dtype, info.shape) for info in original.tensors}
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
-            raise VerificationError(file, name, f"{here.get(name, 'nothing')}", f"{there.get(name, 'nothing')} as in {original.path}")
+            raise VerificationError(
+                file, name, f"{here.get(name, 'nothing')}", f"{there.get(name, 'nothing')} as in {original.path}"
+            )
 
 
 def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
     if "target_size" in options:
-        return parse_size(options["target_size"]) if isinstance(options["target_size"], str) else int(options["target_size"])
+        return (
+            parse_size(options["target_size"])
+            if isinstance(options["target_size"], str)
+            else int(options["target_size"])
+        )
     if "bits_per_weight" in options:
         return int(options["bits_per_weight"] * n_weights / 8)
     return None

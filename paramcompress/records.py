@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
-"""Number of the JSON layout that `Report.to_json` and `Sweep.to_json` write; raised when a field changes its meaning or goes."""
+"""Number of the JSON layout that the `to_json` here write; raised when a field changes its meaning or goes."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(layer name, bytes of input done, bytes of input in all); may come from any thread."""

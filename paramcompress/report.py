@@ -1,7 +1,9 @@
-"""Reports as terminal tables, Markdown and JSON; knows no maths and opens no checkpoint."""
+"""Reports and sweeps as terminal tables, Markdown, CSV and JSON; knows no maths and opens no checkpoint."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -13,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from .errors import ConfigError, OutputError
-from .records import LayerReport, Report
+from .records import LayerReport, Report, Sweep
 from .units import UNITS, format_size
 
 SCREENFUL = 24
@@ -63,8 +65,35 @@ def render(report: Report, *, width: int, verbose: bool = False, ascii_only: boo
 
 def table(layers: Sequence[LayerReport], *, width: int, ascii_only: bool = False) -> list[Text]:
     """One line per layer in at most `width` cells; names give way first, then shape, density and original size."""
-    columns = _columns(layers)
-    names = [printable(layer.name) for layer in layers]
+    return _laid_out([layer.name for layer in layers], _columns(layers), width, ascii_only=ascii_only)
+
+
+def render_sweep(sweep: Sweep, *, width: int, verbose: bool = False, ascii_only: bool = False) -> list[Text]:
+    """Bytes against error for the terminal: one line for each limit; with `verbose`, the bytes of every layer below.
+
+    Args:
+        width, ascii_only: as for `render`.
+    """
+    columns = [column.padded() for column in _sweep_columns(sweep)]
+    head, *lines = ("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+    shown = [Text(head, style="bold"), _rule((head, *lines), ascii_only=ascii_only), *map(Text, lines)]
+    if verbose and sweep.points[0].layers:
+        layers = [
+            _Column(
+                f"{point.max_rel_error:g}", [format_size(layer.bytes_after) for layer in point.layers], gives_way=place
+            )
+            for place, point in zip(_from_the_middle(len(sweep.points)), sweep.points, strict=True)
+        ]
+        names = [layer.name for layer in sweep.points[0].layers]
+        shown += [Text(), *_laid_out(names, layers, width, ascii_only=ascii_only)]
+    before = f"{format_size(sweep.bytes_before)} in {sweep.n_weights:,} weights; errors are of the worst layer"
+    return [*shown, Text(before), *(Text(f"note: {printable(note)}", style="yellow") for note in sweep.notes)]
+
+
+def _laid_out(names: Sequence[str], columns: Sequence[_Column], width: int, *, ascii_only: bool) -> list[Text]:
+    """Table of names and columns in at most `width` cells; what gives way to fit is said below it."""
+    every, columns = [column.header for column in columns], list(columns)
+    names = list(map(printable, names))
     longest = max(map(cell_len, ("layer", *names)))
     while _room(columns, width, gap=1) < min(longest, NAME_WIDTH) and any(column.gives_way for column in columns):
         columns.remove(min((column for column in columns if column.gives_way), key=lambda column: column.gives_way))
@@ -76,11 +105,11 @@ def table(layers: Sequence[LayerReport], *, width: int, ascii_only: bool = False
     short = [set_cell_size(name, name_width) for name in short]
     rows = zip(short, *(column.padded() for column in columns), strict=True)
     head, *lines = [(" " * gap).join(row).rstrip() for row in rows]
-    rule = ("-" if ascii_only else "─") * max(map(cell_len, (head, *lines)))
-    left_out = _left_out(columns, longest > room)
+    gone = [header for header in every if header not in [column.header for column in columns]]
+    left_out = _left_out(gone, longest > room)
     return [
         Text(head, style="bold"),
-        Text(rule, style="dim"),
+        _rule((head, *lines), ascii_only=ascii_only),
         *map(Text, lines),
         *([Text(left_out, style="dim")] if left_out else []),
     ]
@@ -133,7 +162,7 @@ def shorten(name: str, width: int, *, ascii_only: bool = False) -> str:
     return set_cell_size(short, head) + ("~" if ascii_only else "…") + set_cell_size(short[::-1], tail)[::-1]
 
 
-def to_json(report: Report) -> str:
+def to_json(report: Report | Sweep) -> str:
     """The report as JSON text, the same for `--json` and for files."""
     return json.dumps(report.to_json(), indent=2, allow_nan=False)
 
@@ -162,6 +191,17 @@ def to_markdown(report: Report) -> str:
     )
 
 
+def to_csv(sweep: Sweep) -> str:
+    """A sweep as CSV, a line for each layer and limit; lines without a layer are the whole file and its worst error."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("layer", "max_rel_error", "bytes", "rel_error"))
+    for point in sweep.points:
+        lines.writerow(("", point.max_rel_error, point.bytes_after, point.rel_error))
+        lines.writerows((layer.name, point.max_rel_error, layer.bytes_after, layer.rel_error) for layer in point.layers)
+    return text.getvalue()
+
+
 WRITERS = {".json": to_json, ".md": to_markdown}
 """What a report file holds, by its suffix."""
 
@@ -176,6 +216,15 @@ def check_destination(path: Path, *, force: bool) -> None:
     if path.suffix not in WRITERS:
         known = " or ".join(WRITERS)
         raise ConfigError(f"--report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
+    check_writable(path, force=force)
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuse a file that is there already or has no folder.
+
+    Raises:
+        OutputError: the file exists and `force` is not given, or its folder does not.
+    """
     if path.exists() and not force:
         raise OutputError(path, "exists already", hint="give --force to overwrite it")
     if not path.parent.is_dir():
@@ -188,9 +237,18 @@ def write(report: Report, path: Path) -> None:
     Raises:
         OutputError: the file system refuses.
     """
+    write_whole(path, (WRITERS[path.suffix](report) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OutputError: the file system refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(WRITERS[path.suffix](report) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
@@ -212,15 +270,42 @@ def _columns(layers: Sequence[LayerReport]) -> list[_Column]:
     ]
 
 
+def _sweep_columns(sweep: Sweep) -> list[_Column]:
+    """What a table says of each limit."""
+    points = sweep.points
+    smaller = [sweep.bytes_before / max(point.bytes_after, 1) for point in points]
+    return [
+        _Column("max error", [f"{point.max_rel_error:g}" for point in points]),
+        _Column("size", [format_size(point.bytes_after) for point in points]),
+        _Column("bytes", [f"{point.bytes_after:,}" for point in points]),
+        _Column("smaller", [f"{times:.2f}x" for times in smaller]),
+        _Column("bits/w", [f"{point.bits_per_weight:.2f}" for point in points]),
+        _Column("error", [_error(point.rel_error) for point in points]),
+    ]
+
+
+def _from_the_middle(n: int) -> list[int]:
+    """For each of `n` columns the order in which it leaves a narrow table: those in the middle first, the ends never.
+
+    >>> _from_the_middle(5)
+    [0, 2, 1, 3, 0]
+    """
+    inner = sorted(range(1, n - 1), key=lambda place: abs(2 * place - n + 1))
+    return [inner.index(place) + 1 if place in inner else 0 for place in range(n)]
+
+
 def _room(columns: Sequence[_Column], width: int, gap: int) -> int:
     """Terminal cells left for names."""
     return width - sum(column.width + gap for column in columns)
 
 
-def _left_out(columns: Sequence[_Column], names_shortened: bool) -> str | None:
+def _rule(lines: Sequence[str], *, ascii_only: bool) -> Text:
+    """What stands between the head of a table and its lines."""
+    return Text(("-" if ascii_only else "─") * max(map(cell_len, lines)), style="dim")
+
+
+def _left_out(gone: Sequence[str], names_shortened: bool) -> str | None:
     """What a table had to do to fit, in words."""
-    headers = [column.header for column in columns]
-    gone = [column.header for column in _columns(()) if column.header not in headers]
     did = ["names shortened"] * names_shortened + [f"no {header}" for header in gone]
     return f"{', '.join(did)}: --json or a wider terminal has it all" if did else None
 

@@ -38,7 +38,7 @@ def sweep(
     Args:
         source: path of a checkpoint file or folder, or a dict of tensors, nested or not.
         levels: limits, each 0 to 1, in any order; 0 is exact. Each costs one squeezing.
-        layers, include, exclude, effort, workers, device, seed: as for `squeeze`; a layer with a limit of its own keeps it.
+        layers, include, exclude, effort, workers, device, seed: as for `squeeze`. A layer with its own limit keeps it.
         progress: called as progress(layer, bytes done, bytes in all), over all limits.
 
     Raises:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
-CHAIN = 4096
+CHAIN = 512
 """Numbers that a chain holds at least, if there are as many: chains begin at whole columns, so that they can run side by side."""
 
 

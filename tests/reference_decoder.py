@@ -90,6 +90,11 @@ def rows(columns: dict[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
         yield defaults | {field: values[i] for field, values in columns.items()}
 
 
+def chain() -> int:
+    """Numbers that a chain of the trellis holds at least."""
+    return int(re.findall(r"`ceil\((\d+)\s/\sn_rows\)`", PAGE.read_text())[0])
+
+
 def phrases() -> bytes:
     block = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
     return "".join(block.splitlines()).encode()
@@ -317,9 +322,10 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
     columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, flags >> 4, period, 30, tokens, bits)
     g0, g1 = {1: (0, 0), 4: (1, 2), 8: (2, 5), 32: (5, 29)}[n_states]
     points = np.zeros((n_columns, n_rows), np.int64)
+    at_least = chain()
     state = 0
     for j, of_column in enumerate(columns_of):
-        if j % -(-4096 // n_rows) == 0:
+        if j % -(-at_least // n_rows) == 0:
             state = 0
         for i, of_row in enumerate(rows_of):
             if of_column is None or of_row is None:

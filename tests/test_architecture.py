@@ -13,16 +13,17 @@ FLOORS = (
     ("errors", "records", "jit", "prior"),
     ("units", "trellis", "metrics", "dictionaries"),
     ("entropy",),
-    ("quantize", "codec", "checkpoint", "config", "report"),
+    ("quantize", "codec", "checkpoint", "config", "report", "plot"),
     ("fit", "container"),
     ("layer",),
     ("plan",),
     ("pipeline",),
+    ("sweeps",),
     ("cli",),
     ("__main__",),
 )
-"""From the ground up. A room imports from the floors below its own and, in a folder, from its own folder. `__init__` hands out names
-of all floors, and nobody imports from it but for the version.
+"""From the ground up. A room imports from the floors below its own and, in a folder, from its own folder. `__init__`
+hands out names of all floors, and nobody imports from it but for the version.
 """
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
@@ -33,6 +34,7 @@ DOORS = {
     "zipfile": {"checkpoint"},
     "numba": {"jit"},
     "zstandard": {"codec", "container"},
+    "matplotlib": {"plot"},
 }
 """Libraries that only these rooms may import."""
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -44,7 +46,7 @@ def room_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Absolute module and names of every import, those inside functions too; type checkers' own imports are left out."""
+    """Absolute module and names of every import, those inside functions too; those for type checkers are left out."""
     package = ("paramcompress", *path.relative_to(ROOT).parts[:-1])
     tree = ast.parse(path.read_text())
     unseen = {

@@ -21,17 +21,19 @@ from typer.testing import CliRunner, Result
 import paramcompress
 from paramcompress import errors
 from paramcompress.cli import COMMANDS, app
-from paramcompress.records import LayerReport, Report
+from paramcompress.records import LayerReport, Report, Sweep, SweepPoint
 
 NAMES = [command.__name__ for command in COMMANDS]
 LAYER = LayerReport("fc[red].weight", (4, 8), "float32", "factored", "none", 0, 0.5, 3.0, 128, 12, 0.03, 0.1)
 REPORT = Report("m.pt", "m.squeezed.safetensors", "max_rel_error 0.03", 32, 128, 100, (LAYER,))
+SWEEP = Sweep("m.pt", 32, 128, (SweepPoint(0.03, 100, 25.0, 0.03, (LAYER,)),))
+RESULTS = {"expand": Path("m.pt"), "sweep": SWEEP}
 
 Call = tuple[str, tuple[object, ...], dict[str, object]]
 
 
 class Conductor(types.ModuleType):
-    """Stands in for `paramcompress.pipeline`: notes each call, does no work, fails on request."""
+    """Stands in for `pipeline` and `sweeps`: notes each call, does no work, fails on request."""
 
     def __init__(self) -> None:
         super().__init__("paramcompress.pipeline")
@@ -45,7 +47,7 @@ class Conductor(types.ModuleType):
             self.calls.append((name, args, kwargs))
             if self.failure:
                 raise self.failure
-            return Path("m.pt") if name == "expand" else REPORT
+            return RESULTS.get(name, REPORT)
 
         return call
 
@@ -56,8 +58,9 @@ class Conductor(types.ModuleType):
 @pytest.fixture
 def conductor(monkeypatch: pytest.MonkeyPatch) -> Conductor:
     stand_in = Conductor()
-    monkeypatch.setitem(sys.modules, "paramcompress.pipeline", stand_in)
-    monkeypatch.setattr(paramcompress, "pipeline", stand_in, raising=False)
+    for room in ("pipeline", "sweeps"):
+        monkeypatch.setitem(sys.modules, f"paramcompress.{room}", stand_in)
+        monkeypatch.setattr(paramcompress, room, stand_in, raising=False)
     return stand_in
 
 
@@ -99,6 +102,11 @@ CALLS: list[tuple[str, Call]] = [
     ("inspect f.safetensors", ("inspect", (FILE,), {})),
     ("verify f.safetensors", ("verify", (FILE, None), {"progress": None})),
     ("verify f.safetensors m.pt --workers 2", ("verify", (FILE, M), {"progress": None, "workers": 2})),
+    ("sweep m.pt", ("sweep", (M,), {"progress": None})),
+    (
+        "sweep m.pt --levels 0.01,0.1 --exclude fc* --effort fast --workers 2",
+        ("sweep", (M,), {"progress": None, "levels": (0.01, 0.1), "exclude": ["fc*"], "effort": "fast", "workers": 2}),
+    ),
 ]
 
 
@@ -111,9 +119,8 @@ def test_arguments_become_one_call(conductor: Conductor, line: str, call: Call) 
 
 
 def test_calls_fit_the_real_conductor() -> None:
-    pipeline = pytest.importorskip("paramcompress.pipeline")
     for _, (name, args, kwargs) in CALLS:
-        inspect.signature(getattr(pipeline, name)).bind(*args, **kwargs)
+        inspect.signature(getattr(paramcompress, name)).bind(*args, **kwargs)
 
 
 def test_config_file_and_command_line(conductor: Conductor, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def residual(weight: torch.Tensor, rank: int) -> float:
     atoms, coefficients, _ = truncated_svd(weight, rank, generator=seeded())
-    return float(torch.linalg.norm(weight.double() - coefficients @ atoms.T))
+    return float(torch.linalg.norm(weight.double() - coefficients.double() @ atoms.double().T))
 
 
 def least_residual(weight: torch.Tensor, rank: int) -> float:
@@ -65,16 +65,16 @@ def test_the_control_without_power_iterations(rng: np.random.Generator, monkeypa
 def test_atoms_values_and_signs(shape: tuple[int, int], rng: np.random.Generator) -> None:
     """Orthonormal atoms, singular values as the exact ones, the largest entry of each atom positive.
 
-    Tolerances: the range finder works in float32, so its columns are orthonormal to a few eps of float32.
+    All of it in float32: a sum of n products is known to eps * sqrt(n), and a few of these follow one another.
     """
     weight = low_rank(rng, *shape, 6, noise=0.01)
     atoms, coefficients, values = truncated_svd(weight, 6, generator=seeded())
     assert (atoms.shape, coefficients.shape) == ((shape[1], 6), (shape[0], 6))
-    assert {one.dtype for one in (atoms, coefficients, values)} == {torch.float64}
-    eps = torch.finfo(torch.float32).eps * math.sqrt(max(shape))
-    assert torch.allclose(atoms.T @ atoms, torch.eye(6, dtype=torch.float64), atol=eps)
-    assert torch.allclose(values, torch.linalg.svdvals(weight.double())[:6], rtol=1e-4)
-    assert torch.allclose(coefficients.norm(dim=0), values, rtol=1e-9)
+    assert {one.dtype for one in (atoms, coefficients, values)} == {torch.float32}
+    eps = 4 * torch.finfo(torch.float32).eps * math.sqrt(max(shape))
+    assert torch.allclose(atoms.T @ atoms, torch.eye(6), atol=eps)
+    assert torch.allclose(values.double(), torch.linalg.svdvals(weight.double())[:6], rtol=1e-4)
+    assert torch.allclose(coefficients.norm(dim=0), values, rtol=eps)
     assert (atoms.gather(0, atoms.abs().argmax(0, keepdim=True)) > 0).all()
 
 

@@ -66,7 +66,6 @@ def test_every_command_has_help_an_example_and_its_place(name: str) -> None:
     reference = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert f"## paramcompress {name}\n" in reference
     assert summary in reference
-    assert f"paramcompress {name}" in README or name == "inspect"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,7 +173,7 @@ def run_session(session: str, folder: Path) -> None:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert not expected.strip() or plain(done.stdout) == plain(expected), f"{command} prints\n{done.stdout}"

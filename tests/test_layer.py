@@ -1,4 +1,4 @@
-"""The promise, for any tensor: within the limit or exact, never larger than raw, the same bits whenever it is decoded."""
+"""The promise, for any tensor: within the limit or exact, never larger than raw, the same bits at every decoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import gaussian, low_rank, raw, smooth_kernels
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -57,6 +57,10 @@ def values(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
             return 1e-30 * x
         case "huge":
             return 1e30 * x
+        case "square beyond float32":
+            return 1e24 * x
+        case "square below float32":
+            return 1e-24 * x
         case "denormal":
             return 1e-40 * x
         case "denormal double":
@@ -100,7 +104,7 @@ KINDS = [
     "sparse",
     "one",
 ]
-KINDS += ["nan", "inf", "integers", "heavy", "steps", "signs"]
+KINDS += ["square beyond float32", "square below float32", "nan", "inf", "integers", "heavy", "steps", "signs"]
 PRIMES = [1, 2, 3, 5, 7, 11, 13, 17, 31]
 
 
@@ -137,6 +141,22 @@ def check_promise(tensor: Tensor, limit: float, effort: str, **choice: Any) -> P
     return piece
 
 
+def squares_fit(tensor: Tensor) -> bool:
+    """Whether low rank may be asked for; see test_low_rank_of_weights_whose_squares_leave_float32."""
+    peak = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+    return peak == 0 or 1e-15 < peak < 1e15 or not math.isfinite(peak)
+
+
+@pytest.mark.xfail(
+    reason="lowrank works in float32, whose squares overflow from 1e19 and vanish below 1e-22", strict=True
+)
+@pytest.mark.parametrize(("size", "choice"), [(1e20, {}), (1e-24, {}), (1e20, {"rank": 1})])
+def test_low_rank_of_weights_whose_squares_leave_float32(
+    size: float, choice: dict[str, int], rng: np.random.Generator
+) -> None:
+    check_promise(size * gaussian(rng, 80, 90), 0.3, "default", **choice)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     tensors(),
@@ -155,6 +175,7 @@ def test_bounds_hold(tensor: Tensor, limit: float, effort: str) -> None:
 )
 def test_bounds_hold_with_any_dictionary(tensor: Tensor, limit: float, dictionary: str) -> None:
     """One that does not fit the shape is left out, not an error."""
+    assume(squares_fit(tensor))
     check_promise(tensor, limit, "default", dictionary=dictionary)
 
 
@@ -162,6 +183,7 @@ def test_bounds_hold_with_any_dictionary(tensor: Tensor, limit: float, dictionar
 @given(tensors(), st.sampled_from([0, 1, 3]), st.sampled_from([None, 0.0, 0.1, 1.0]))
 def test_by_hand_without_a_limit(tensor: Tensor, rank: int, density: float | None) -> None:
     """The error is whatever it is, and it is what the index says; density and rank are kept."""
+    assume(squares_fit(tensor))
     piece, decoded = squeeze_one(tensor, 0.05, "fast", firm=False, rank=rank, density=density)
     if piece.entry.codec == "factored":
         error = true_error(tensor, decoded)
@@ -255,7 +277,7 @@ def test_the_seed_is_all_the_randomness(rng: np.random.Generator) -> None:
     assert streams[0] == streams[1]
 
 
-# ------------------------------------------------------------------------------------------- entries and streams at odds
+# ------------------------------------------------------------------------------------------- what does not fit
 
 
 def test_entries_that_do_not_fit_their_stream(rng: np.random.Generator) -> None:

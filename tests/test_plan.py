@@ -202,7 +202,7 @@ def test_never_over_and_few_encodings(size_at: Callable[[float], int], target: i
 @pytest.mark.parametrize("size_at", [smooth, unsteady])
 @pytest.mark.parametrize("target", [30_000, 130_000, 400_000, 1_500_000])
 def test_near_the_target(size_at: Callable[[float], int], target: int) -> None:
-    """As near as the search promises: it stops at 99.5 % of the target, or where levels differ by 0.2 %, 0.003 bits a weight."""
+    """The search stops at 99.5 % of the target, or where levels differ by 0.2 %, 0.003 bits a weight."""
     found = size_at(level_for_size(target, size_at))
     assert found >= min(0.995 * target, target - 0.003 * WEIGHTS / 8 * 1.05 - 0.003 * target)
 

@@ -10,7 +10,7 @@ from helpers import legal_points, uniform_scales
 
 from paramcompress.entropy import DEAD, N_CLASSES, N_MAGNITUDES, Scales, cost_table, histogram, pack
 from paramcompress.quantize import quantize
-from paramcompress.trellis import TRELLISES, Trellis
+from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 ALL = pytest.mark.parametrize("n_states", TRELLISES)
 
@@ -96,13 +96,13 @@ def test_dead_rows_and_columns_are_zero_and_their_error_counts(n_states: int, rn
 
 @ALL
 def test_what_is_dead_does_not_move_the_chain(n_states: int, rng: np.random.Generator) -> None:
-    x = (4 * rng.standard_normal((40, 30))).astype(np.float32)
+    x = (4 * rng.standard_normal((40, 3))).astype(np.float32)
     columns = np.zeros(80, np.int16)
     columns[1::2] = DEAD
+    assert columns_per_chain(3) >= 80, "else another column begins the second chain"
     wide = np.repeat(x, 2, axis=0)
-    live, _ = quantize(x, uniform_scales(40, 30), TRELLISES[n_states], cost_table(), 0.46)
-    # 80 columns of 30 still make one chain
-    among_dead, _ = quantize(wide, Scales(5, np.zeros(30, np.int16), columns), TRELLISES[n_states], cost_table(), 0.46)
+    live, _ = quantize(x, uniform_scales(40, 3), TRELLISES[n_states], cost_table(), 0.46)
+    among_dead, _ = quantize(wide, Scales(5, np.zeros(3, np.int16), columns), TRELLISES[n_states], cost_table(), 0.46)
     np.testing.assert_array_equal(among_dead[::2], live)
 
 

@@ -20,7 +20,7 @@ import paramcompress
 from paramcompress.codec import to_tensor
 from paramcompress.container import _PHRASES, OWN, Reader
 from paramcompress.prior import PRIOR
-from paramcompress.trellis import TRELLISES
+from paramcompress.trellis import CHAIN, TRELLISES
 
 Tensors = dict[str, Tensor]
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
@@ -151,6 +151,7 @@ def test_the_control_a_wrong_reader_is_found(
 
 def test_tables_of_the_page_are_those_of_the_code() -> None:
     page = FORMAT.read_text()
+    assert reference_decoder.chain() == CHAIN
     assert zlib.crc32(PRIOR.astype("<i4").tobytes()) == int(re.findall(r"crc32 is (\d+)", page)[0])
     for n_states in (4, 8):
         row = re.findall(rf"^\| {n_states} \| \d \| \d \|([^|]*)\|([^|]*)\|$", page, re.MULTILINE)[0]

@@ -14,6 +14,8 @@ from paramcompress.entropy import cost_table
 from paramcompress.quantize import quantize
 from paramcompress.trellis import CHAIN, TRELLISES, Trellis, columns_per_chain
 
+LONG = 4096
+"""Rows of a column, and so the length of a chain, long enough that its ends do not matter."""
 ALL = pytest.mark.parametrize("n_states", TRELLISES)
 STATED = re.search(r"([\d.]+), ([\d.]+) and ([\d.]+) dB for 4, 8 and 32", trellis.__doc__ or "")
 
@@ -72,21 +74,22 @@ def test_gain_of_the_docstring(rng: np.random.Generator) -> None:
     """
     n = 1 << 18
     assert 5 * 4.34 / math.sqrt(n) < 0.05
-    x = rng.uniform(-1000, 1000, (n // CHAIN, CHAIN)).astype(np.float32)
+    x = rng.uniform(-1000, 1000, (n // LONG, LONG)).astype(np.float32)
     assert STATED is not None
     for n_states, gain in zip((1, 4, 8, 32), (0.0, *map(float, STATED.groups())), strict=True):
         found = 10 * math.log10(4 / 12 / mean_squared_error(TRELLISES[n_states], x))
         assert found == pytest.approx(gain, abs=0.05), n_states
 
 
-def test_the_control_a_trellis_that_never_changes_state_gains_nothing(rng: np.random.Generator) -> None:
-    """Negative control: the same search over a table whose states share one quantiser is the plain grid."""
-    idle = Trellis(TRELLISES[4].next_state, np.zeros(4, np.uint8))
-    x = rng.uniform(-100, 100, (4, CHAIN)).astype(np.float32)
-    assert mean_squared_error(idle, x) == pytest.approx(mean_squared_error(TRELLISES[1], x), rel=1e-4)
+def test_the_control_the_plain_grid_gains_nothing(rng: np.random.Generator) -> None:
+    """Negative control: what is measured is the trellis and not the way of measuring."""
+    x = rng.uniform(-1000, 1000, (64, LONG)).astype(np.float32)
+    gains = [10 * math.log10(4 / 12 / mean_squared_error(TRELLISES[n], x)) for n in (1, 4)]
+    assert abs(gains[0]) < 0.05
+    assert gains[1] > 0.9
 
 
-@pytest.mark.parametrize(("n_rows", "n_columns"), [(1, 4096), (4096, 1), (4097, 1), (3, 1366), (0, 4096)])
-def test_chains_are_the_fewest_columns_that_hold_enough(n_rows: int, n_columns: int) -> None:
-    assert columns_per_chain(n_rows) == n_columns
-    assert n_rows == 0 or (n_columns - 1) * n_rows < CHAIN <= n_columns * n_rows
+@pytest.mark.parametrize("n_rows", [0, 1, 3, CHAIN - 1, CHAIN, CHAIN + 1])
+def test_chains_are_the_fewest_columns_that_hold_enough(n_rows: int) -> None:
+    n_columns = columns_per_chain(n_rows)
+    assert (n_columns - 1) * max(n_rows, 1) < CHAIN <= n_columns * max(n_rows, 1)

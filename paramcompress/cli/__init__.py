@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
+from .curves import sweep
 from .files import expand, inspect, squeeze, verify
 from .translator import Translator
 
-COMMANDS = (squeeze, expand, inspect, verify)
+COMMANDS = (squeeze, expand, inspect, verify, sweep)
 
 app = typer.Typer(
     name="paramcompress",

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
 from .. import config as settings
 from ..records import SCHEMA_VERSION
-from .options import File, Force, Json, Quiet, Verbose, Workers
+from .options import Device, Effort, Exclude, File, Force, Include, Json, Model, Quiet, Seed, Verbose, Workers, given
 
 
 def squeeze(
-    model: Annotated[
-        Path, Argument(metavar="MODEL", help="Checkpoint file, or folder with an index.", show_default=False)
-    ],
+    model: Model,
     out: Annotated[
         Path | None,
         Option("--out", "-o", help="File to write; beside MODEL as NAME.squeezed.safetensors if not given."),
@@ -40,11 +38,8 @@ def squeeze(
             "Keys: max_rel_error, dictionary, rank, density, exact. Repeatable; later wins.",
         ),
     ] = None,
-    include: Annotated[
-        list[str] | None,
-        Option(metavar="PATTERN", help="Squeeze only these; the rest stays exact."),
-    ] = None,
-    exclude: Annotated[list[str] | None, Option(metavar="PATTERN", help="Keep these exact.")] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     config: Annotated[
         Path | None,
         Option(
@@ -53,10 +48,10 @@ def squeeze(
             "a table layers maps patterns to --set keys.",
         ),
     ] = None,
-    effort: Annotated[settings.Effort | None, Option(help="Time spent on looking for fewer bytes.")] = None,
+    effort: Effort = None,
     workers: Workers = None,
-    device: Annotated[str | None, Option(help="Where torch computes, such as cpu or cuda.")] = None,
-    seed: Annotated[int | None, Option(min=0, help="Source of all randomness.")] = None,
+    device: Device = None,
+    seed: Seed = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the plan and the predicted size; write nothing.")] = False,
     no_verify: Annotated[bool, Option("--no-verify", help="Do not read back and measure what was written.")] = False,
     force: Force = False,
@@ -77,7 +72,7 @@ def squeeze(
     """
     from .. import report as reports
 
-    given = _given(
+    on_command_line = given(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
         max_rel_error=max_rel_error,
@@ -88,7 +83,7 @@ def squeeze(
         device=device,
         seed=seed,
     )
-    options = settings.merge(settings.read(config) if config else {}, given, set_ or ())
+    options = settings.merge(settings.read(config) if config else {}, on_command_line, set_ or ())
     if report:
         reports.check_destination(report, force=force)
 
@@ -139,7 +134,7 @@ def expand(
 
     start_s = perf_counter()
     with terminal.progress("expanding", quiet=quiet) as progress:
-        written = pipeline.expand(file, out, force=force, progress=progress, **_given(dtype=dtype, workers=workers))
+        written = pipeline.expand(file, out, force=force, progress=progress, **given(dtype=dtype, workers=workers))
     if as_json:
         print(json.dumps({"schema": SCHEMA_VERSION, "source": str(file), "output": str(written)}, indent=2))
     elif not quiet:
@@ -184,10 +179,5 @@ def verify(
     from . import terminal
 
     with terminal.progress("verifying", quiet=quiet) as progress:
-        result = pipeline.verify(file, original, progress=progress, **_given(workers=workers))
+        result = pipeline.verify(file, original, progress=progress, **given(workers=workers))
     terminal.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that stand on the command line; the others keep the conductor's defaults."""
-    return {key: value for key, value in options.items() if value is not None and value != []}

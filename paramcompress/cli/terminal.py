@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bar
 
 from .. import report
-from ..records import Progress, Report
+from ..records import Progress, Report, Sweep
 
 
 class _Console(Console):
@@ -49,6 +49,16 @@ def show(result: Report, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     elif not quiet:
         ascii_only = out.options.ascii_only
         out.print(*report.render(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
+
+
+def show_sweep(result: Sweep, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """The same for a sweep."""
+    out = console()
+    if as_json:
+        print(report.to_json(result))
+    elif not quiet:
+        ascii_only = out.options.ascii_only
+        out.print(*report.render_sweep(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
 
 
 def say(text: str) -> None:
