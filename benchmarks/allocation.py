@@ -1,12 +1,14 @@
-"""How a size is best shared among layers without data: accuracy of real models at equal size under several distortion measures.
+"""How a size is best shared among layers without data: accuracy of real models at equal size under several distortion
+measures.
 
 Usage:  python benchmarks/allocation.py BENCH_FOLDER [--models resnet20,…] [--out benchmarks/results/allocation.json]
 
-A measure gives each matrix a relative error of t * weight(layer); t is searched until the file has the size that equal relative errors
-of LEVEL need, within half a per cent.
+A measure gives each matrix a relative error of t * weight(layer); t is searched until the file has the size that
+equal relative errors of LEVEL need, within half a per cent.
 
 equal      the same relative error everywhere
-size-0.25  relative error grows with the fourth root of the layer's weights (n ** 0.25); size-0.5 with the square root, which is least
+size-0.25  relative error grows with the fourth root of the layer's weights (n ** 0.25); size-0.5 with the square
+root, which is least
            total relative squared error
 absolute   the same mean squared error in every weight: least total squared error
 width      relative error grows with the fourth root of the inputs of a feature (n_in * K)

@@ -1,9 +1,10 @@
-"""What a relative error in every matrix does to the accuracy of real models, and what sharing a size in other ways does.
+"""What a relative error in every matrix does to the accuracy of real models, and what sharing a size in other ways
+does.
 
 Usage:  python benchmarks/defaults.py BENCH_FOLDER [--models resnet20,…] [--out benchmarks/results/defaults.json]
 
-BENCH_FOLDER holds cifar_resnet.py and sequence_models.py with their data beside it. Every figure is measured on the weights that
-come back from the file. Resumes: what the output file holds already is not measured again.
+BENCH_FOLDER holds cifar_resnet.py and sequence_models.py with their data beside it. Every figure is measured on the
+weights that come back from the file. Resumes: what the output file holds already is not measured again.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Usage:  python benchmarks/make_prior.py        prints the module; redirect it to paramcompress/prior.py
 
-No checkpoint goes in. Each scale class is simulated: numbers from a generalised Gaussian (shape 1.6, between Laplace and Gauss, where
-trained weights lie), scales spread over the half octave that a class stands for, through the trellis quantiser itself, with the costs
-that result fed back three times. The prior weighs PRIOR_SYMBOLS symbols, so that a few hundred weights outweigh it.
+No checkpoint goes in. Each scale class is simulated: numbers from a generalised Gaussian (shape 1.6, between
+Laplace and Gauss, where trained weights lie), scales spread over the half octave that a class stands for, through
+the trellis quantiser itself, with the costs that result fed back three times. The prior weighs PRIOR_SYMBOLS
+symbols, so that a few hundred weights outweigh it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ N_SAMPLES = 1 << 17
 PRIOR_SYMBOLS = 24
 COUNT = 16
 BIT_WEIGHT = 0.45
-"""Squared steps a bit is worth: 2 ln 2 times the mean squared error at high rate, a little more as the layer codec uses it."""
+"""Squared steps a bit is worth: 2 ln 2 times the mean squared error at high rate, a little more as the layer codec
+uses it."""
 CLASS_SPREAD = 0.35
 """Standard deviation, in octaves, of a weight's true scale about the centre of its class."""
 

@@ -5,10 +5,11 @@
 
 A weight tensor is read as a matrix by its shape alone (`Layout`): one row is one feature.
 
-Exactness. C, D, S and Q are integers and atoms are weighted by powers of two, so that each partial sum of a product, in float64, is
-an exact integer times a power of two, whatever the order. What follows is element-wise and in a fixed order: each product times its
-scale, the two added (all in float64), one rounding to float32, one to the tensor's dtype. Hence the same bits on every machine
-and with any number of threads. `Factors.is_exact` is the condition, checked before anything is written.
+Exactness. C, D, S and Q are integers and atoms are weighted by powers of two, so that each partial sum of a
+product, in float64, is an exact integer times a power of two, whatever the order. What follows is element-wise and
+in a fixed order: each product times its scale, the two added (all in float64), one rounding to float32, one to the
+tensor's dtype. Hence the same bits on every machine and with any number of threads. `Factors.is_exact` is the
+condition, checked before anything is written.
 
 Byte layout: docs/format.md.  Shapes: W (n_out, n_in * K), D (n_in * K, r), C (n_out, r), S (n_out, n_in * K), Q (K, K).
 """
@@ -209,8 +210,9 @@ class Factors:
 def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     """out = float32(step * S Q^T + scale * C D^T); either part may be missing (no rows), Q too.
 
-    matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products with step and
-    scale and the one addition each round once, in float64. Rows go in blocks, so that what is written column by column stays in cache.
+    matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products
+    with step and scale and the one addition each round once, in float64. Rows go in blocks, so that what is written
+    column by column stays in cache.
     """
     n_rows, n_columns = out.shape
     total = np.empty((period, _ROW_BLOCK))

@@ -1,11 +1,13 @@
-"""The squeezed file: a valid safetensors file of byte parts, and the index that says what they hold. Bytes in, bytes out.
+"""The squeezed file: a valid safetensors file of byte parts, and the index that says what they hold. Bytes in, bytes
+out.
 
-Knows nothing of weights. `Writer` collects streams one by one and puts the file in place whole or not at all; `Reader` checks every
-size before anything is allocated and every checksum before anything is believed. Layout: docs/format.md.
+Knows nothing of weights. `Writer` collects streams one by one and puts the file in place whole or not at all;
+`Reader` checks every size before anything is allocated and every checksum before anything is believed. Layout:
+docs/format.md.
 
-Streams of OWN_PART_BYTES and more are parts of their own, named after their tensor with SUFFIX. Smaller ones share the part
-POOL, since a safetensors header entry costs 58 bytes and the name. Small exact tensors go, raw, into one part for each item size,
-compressed together.
+Streams of OWN_PART_BYTES and more are parts of their own, named after their tensor with SUFFIX. Smaller ones share
+the part POOL, since a safetensors header entry costs 58 bytes and the name. Small exact tensors go, raw, into one
+part for each item size, compressed together.
 """
 
 from __future__ import annotations
@@ -326,8 +328,8 @@ class Reader:
     """An open squeezed file. Reads from several threads at once.
 
     Raises:
-        FormatError: not a squeezed file, cut short, extended, or damaged; UnsupportedFormatError where it is only newer.
-        CheckpointError: it cannot be opened at all.
+        FormatError: not a squeezed file, cut short, extended, or damaged; UnsupportedFormatError where it is only
+            newer. CheckpointError: it cannot be opened at all.
     """
 
     def __init__(self, path: Path) -> None:

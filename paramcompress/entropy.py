@@ -3,18 +3,19 @@
 Knows neither weights nor files: `pack` turns a matrix of integers into bytes, `unpack` turns them back.
 
 How a point is coded. The trellis (`trellis.py`) turns the point into a symbol k. Its magnitude becomes a *token* of 16
-and some raw bits: 0 to 7 stand for themselves, tokens 8 to 14 for half octaves (8-11, 12-15, 16-23, ... 64-95) and token 15 for all
-above, in Elias gamma. Tokens go through the range coder, mantissa bits and signs into a plain bit string.
+and some raw bits: 0 to 7 stand for themselves, tokens 8 to 14 for half octaves (8-11, 12-15, 16-23, ... 64-95) and
+token 15 for all above, in Elias gamma. Tokens go through the range coder, mantissa bits and signs into a plain bit
+string.
 
-What makes it tight. Every row and every column carries a *scale class* on a half-octave grid, and the class of a weight is
-the sum: symbols of class c have a standard deviation near 2 ** ((c - 5) / 2). The context of a token is its class and the trellis
-quantiser in force. Each context starts from the frequencies in `prior.py` and learns while it codes, so no table is ever sent.
-Classes above TOP_CLASS shift low bits out into the bit string. Rows and columns without any nonzero point are dead: they cost
-one flag and nothing more.
+What makes it tight. Every row and every column carries a *scale class* on a half-octave grid, and the class of a
+weight is the sum: symbols of class c have a standard deviation near 2 ** ((c - 5) / 2). The context of a token is
+its class and the trellis quantiser in force. Each context starts from the frequencies in `prior.py` and learns
+while it codes, so no table is ever sent. Classes above TOP_CLASS shift low bits out into the bit string. Rows and
+columns without any nonzero point are dead: they cost one flag and nothing more.
 
-Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded last to first in
-blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At the end of a block the state must
-be back at its start value, which catches most damage that a checksum would.
+Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded
+last to first in blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At
+the end of a block the state must be back at its start value, which catches most damage that a checksum would.
 
 Byte layout: docs/format.md, "symbols".
 
@@ -82,10 +83,10 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     """Bytes of a matrix of lattice points.
 
     Args:
-        points: (n_columns, n_rows), |point| < 2**30, each on the quantiser that the trellis allows there; zero in dead rows and columns.
-        scales: classes; any are legal, good ones make the bytes few.
-        trellis: the one the points were chosen with.
-        period: columns that lie this far apart have similar classes (kernel positions repeat from input to input).
+        points: (n_columns, n_rows), |point| < 2**30, each on the quantiser that the trellis allows there; zero in
+            dead rows and columns. scales: classes; any are legal, good ones make the bytes few. trellis: the one
+            the points were chosen with. period: columns that lie this far apart have similar classes (kernel
+            positions repeat from input to input).
 
     Raises:
         ValueError: shapes do not fit, or a point is off the trellis.
@@ -172,7 +173,8 @@ def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> ND
 def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
     """(N_CLASSES, 2, N_MAGNITUDES) bits of a magnitude, sign and mantissa included, after such a histogram.
 
-    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of the format.
+    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of
+    the format.
     """
     if counts is None:
         return _prior_costs()
@@ -192,7 +194,8 @@ def _costs(table: NDArray[np.float64]) -> NDArray[np.float32]:
 
 @cache
 def token_raw_bits() -> NDArray[np.int64]:
-    """(N_TOKENS,) raw bits that follow each token, a sign included; those of the escape as if it were the next half octave."""
+    """(N_TOKENS,) raw bits that follow each token, a sign included; those of the escape as if it were the next half
+    octave."""
     firsts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, ESCAPE_FROM]
     return np.array([raw_bits_of(first) for first in firsts])
 
@@ -217,7 +220,8 @@ def class_bits(scales: Scales, period: int) -> float:
 
 
 def _flags(scales: Scales, period: int) -> int:
-    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead, 4 columns follow the one before."""
+    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead, 4 columns follow the
+    one before."""
     return (
         int(scales.rows.max(initial=0) > 0)
         | int(scales.columns.max(initial=0) > 0) << 1
@@ -473,7 +477,8 @@ def _relearn(counts, totals, spans, slots):
     """Frequencies of every context whose counts have changed since `totals`.
 
     At least 1 for each token, TOTAL together; what rounding leaves over goes to the likeliest token.
-    spans[c, t]: first slot << 16 | frequency. slots[c, slot]: its token, where the caller wants that (TOTAL columns or none).
+    spans[c, t]: first slot << 16 | frequency. slots[c, slot]: its token, where the caller wants that (TOTAL columns
+    or none).
     """
     for c in range(counts.shape[0]):
         total = np.int64(0)
@@ -708,7 +713,8 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_
             if shift:
                 k = k << shift | _read_bits(raw, bit, shift)
                 bit += shift
-            # a sign follows every symbol that is not zero; read always, used without a branch that could not be foreseen
+            # a sign follows every symbol that is not zero; read always, used without a branch that could not be
+            # foreseen
             nonzero = np.int64(k != 0)
             sign = _read_bits(raw, bit, 1) & nonzero
             bit += nonzero

@@ -2,10 +2,12 @@
 
 What is minimised is bytes, at a squared error that is given. Three nested choices:
 
-- *Dictionary.* Every candidate (none, patch, cosine, each with and without lowrank) is quantised and packed on a sample of the
-  columns, at equal error; the smallest wins. Rank by rate and distortion first: a direction pays when the bits it takes off the rest
-  of the layer exceed the bits of its two vectors.
-- *Step.* The quantiser trades error for bits at a fixed price, BIT_WEIGHT squared steps a bit, which is the slope of the rate-distortion
+- *Dictionary.* Every candidate (none, patch, cosine, each with and without lowrank) is quantised and packed on a
+  sample of the
+  columns, at equal error; the smallest wins. Rank by rate and distortion first: a direction pays when the bits it
+  takes off the rest of the layer exceed the bits of its two vectors.
+- *Step.* The quantiser trades error for bits at a fixed price, BIT_WEIGHT squared steps a bit, which is the slope
+  of the rate-distortion
   function where the trellis works; so the step alone sets the error, and a secant search finds it.
 - *Points.* `quantize`, with costs from the points of the search so far.
 
@@ -34,19 +36,21 @@ from paramcompress.quantize import quantize
 from paramcompress.trellis import TRELLISES, Trellis
 
 BIT_WEIGHT = 0.46
-"""Squared steps that one bit is worth: 2 ln 2 times the trellis' mean squared error of 0.254, and 1.3 times that because large errors
-of the many small numbers cost less than theory, which assumes high rate, says (measured in docs/design.md)."""
+"""Squared steps that one bit is worth: 2 ln 2 times the trellis' mean squared error of 0.254, and 1.3 times that
+because large errors of the many small numbers cost less than theory, which assumes high rate, says (measured in
+docs/design.md)."""
 MSE_OF_STEP = 0.26
 """Mean squared error in squared steps at high rate; the first guess of the search."""
 MSE_OF_PLAIN_STEP = 0.34
 """The same for the plain grid."""
 DEAD_PEAK, DEAD_RMS = 1.3, 0.45
-"""Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse water-filling gives
-nothing to what has less energy than the error that is allowed."""
+"""Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse
+water-filling gives nothing to what has less energy than the error that is allowed."""
 DEAD_LENGTH = 16
 """Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
 ATOM_NOISE = 0.5
-"""Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes good."""
+"""Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes
+good."""
 SPECTRUM = (2, 12, 64)
 """Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
 LEAST_LOW_RANK = 2048
@@ -110,7 +114,8 @@ def fit(
 ) -> Factors:
     """Factors of fewest bytes with ||W - W_hat||_F^2 near, and mostly just below, `squared_error`.
 
-    The promise is the caller's to check, on what `Factors.reconstruct` gives: rounding to the tensor's dtype comes after.
+    The promise is the caller's to check, on what `Factors.reconstruct` gives: rounding to the tensor's dtype comes
+    after.
 
     Args:
         weight: (n_out, n_in * K) float32, finite, not all zero.
@@ -170,7 +175,8 @@ class _Dictionary:
         return None if self.matrix is None else (self.matrix.T @ self.matrix).float().numpy()
 
     def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n_columns, n_rows) of what is left to quantise: `rest` (n_rows, n_columns), whole kernels, in the transform's coordinates."""
+        """(n_columns, n_rows) of what is left to quantise: `rest` (n_rows, n_columns), whole kernels, in the
+        transform's coordinates."""
         if self.matrix is None:
             return np.ascontiguousarray(rest.T)
         period = len(self.matrix)
@@ -226,7 +232,8 @@ def _transform(name: str, weight: NDArray[np.float32], layout: Layout) -> _Dicti
 
 
 def _estimate(one: _Dictionary, rest: NDArray[np.float32], target: float, layout: Layout, size: int) -> float:
-    """Bytes of S: `rest`, a sample of what low rank leaves of the weight, on the plain grid; its entropy scaled up to `size`."""
+    """Bytes of S: `rest`, a sample of what low rank leaves of the weight, on the plain grid; its entropy scaled up to
+    `size`."""
     x = one.coordinates(rest)
     profile = _Profile.of(x, target)
     if profile.mean_square <= target:
@@ -355,9 +362,9 @@ def _best_rank(
 ) -> tuple[int, float]:
     """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
 
-    Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n / 2 log2 of their
-    ratio, down to the target. The n + m numbers of a direction, quantised with the noise of ATOM_NOISE times the mean square that is
-    left, cost half the log2 of their own variance over it.
+    Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n /
+    2 log2 of their ratio, down to the target. The n + m numbers of a direction, quantised with the noise of
+    ATOM_NOISE times the mean square that is left, cost half the log2 of their own variance over it.
 
     Args:
         values: (r,) singular values, falling.
@@ -407,10 +414,11 @@ def _search_step(
     tolerance: float,
     gram: NDArray[np.float32] | None = None,
 ) -> tuple[float, Symbols | None]:
-    """Largest step, and its points, with a mean squared error of at most `target` and hardly less than (1 - tolerance) of it.
+    """Largest step, and its points, with a mean squared error of at most `target` and hardly less than (1 - tolerance)
+    of it.
 
-    Where the whole of x has less energy than that, no points at all. Token costs and the use of scale classes are settled on a
-    sample; the step is then searched on all of x.
+    Where the whole of x has less energy than that, no points at all. Token costs and the use of scale classes are
+    settled on a sample; the step is then searched on all of x.
 
     Args:
         gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then that of the weight.
@@ -491,7 +499,8 @@ class _Search:
         return found.step * min(max(ratio ** (1 / self.power), 0.25), 4.0)
 
     def run(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> _Found:
-        """The find of largest error within the target; at most MOST_SEARCHES tries, then as many as it takes to get below.
+        """The find of largest error within the target; at most MOST_SEARCHES tries, then as many as it takes to get
+        below.
 
         Scales and costs stay: only so is the error a smooth function of the step.
         """
@@ -565,8 +574,8 @@ class _Profile:
 
     @classmethod
     def of(cls, x: NDArray[np.float32], floor: float) -> _Profile:
-        """Scales of x (n_columns, n_rows), fitted in turns. Below the mean square `floor` nothing is told apart: what the
-        quantiser leaves at zero must not shape the scales of the rest."""
+        """Scales of x (n_columns, n_rows), fitted in turns. Below the mean square `floor` nothing is told apart: what
+        the quantiser leaves at zero must not shape the scales of the rest."""
         return cls(*_fit_scales(x, floor))
 
     def scales(self, step: float, by_row: bool = True, by_column: bool = True) -> Scales:

@@ -1,7 +1,8 @@
-"""One tensor to its stream and back, with the promise kept. Between the codec, which promises nothing, and the pipeline.
+"""One tensor to its stream and back, with the promise kept. Between the codec, which promises nothing, and the
+pipeline.
 
-`encode` finds factors, decodes them again, measures against the original, and tightens until the limit holds; where no factors
-are smaller than the exact bytes, or none can hold the limit, the tensor is kept exactly.
+`encode` finds factors, decodes them again, measures against the original, and tightens until the limit holds; where
+no factors are smaller than the exact bytes, or none can hold the limit, the tensor is kept exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Setting:
     """On the relative error; 0 keeps every bit."""
     choice: Choice = Choice()
     firm: bool = True
-    """False where density or rank were set by hand and no limit was asked for: the error is then reported, not bounded."""
+    """False where density or rank were set by hand and no limit was asked for: the error is then reported, not
+    bounded."""
 
 
 @dataclass(frozen=True)

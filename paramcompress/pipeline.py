@@ -1,7 +1,8 @@
 """The conductor: checkpoint -> plan -> layer -> container, and back. Holds no maths and prints nothing.
 
-A weight visits each room once. Layers are independent, so they go through a window of worker threads (the compiled loops release the
-interpreter lock) and into the file in order: bytes do not depend on the number of workers, memory is a few layers and not the model.
+A weight visits each room once. Layers are independent, so they go through a window of worker threads (the compiled
+loops release the interpreter lock) and into the file in order: bytes do not depend on the number of workers, memory
+is a few layers and not the model.
 """
 
 from __future__ import annotations
@@ -250,7 +251,8 @@ def expand(
 
     Args:
         path: squeezed file.
-        out: file or folder; its suffix decides the kind. Without it model.squeezed.safetensors gives model.expanded.pt, or
+        out: file or folder; its suffix decides the kind. Without it model.squeezed.safetensors gives
+            model.expanded.pt, or
             whatever kind was squeezed, in the same folder.
         dtype: of floating-point tensors; their own where None.
         workers: threads.
@@ -416,7 +418,8 @@ def verify(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Decode all of a squeezed file; every checksum and hash has to match, and against the original every error it states.
+    """Decode all of a squeezed file; every checksum and hash has to match, and against the original every error it
+    states.
 
     Raises:
         FormatError: damaged. VerificationError: an error is larger than stated, or the original is another checkpoint.

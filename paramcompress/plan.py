@@ -1,7 +1,7 @@
 """What the user asked for, worked out for every tensor: patterns to settings, a size to a common error. Opens no file.
 
-A plan has one number that moves, the *level*: the relative error allowed in a matrix without a limit of its own, of average size
-where a size is to be met (`SHARE_POWER`), of any size otherwise.
+A plan has one number that moves, the *level*: the relative error allowed in a matrix without a limit of its own, of
+average size where a size is to be met (`SHARE_POWER`), of any size otherwise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ DEFAULT_MAX_REL_ERROR = 0.03
 VECTOR_LIMIT = 1e-3
 """Relative error of vectors when the target is a size."""
 SHARE_POWER = 0.25
-"""Under a size target, the relative error allowed in a matrix grows with this power of its number of weights: best or nearly so on
-every model that could be evaluated (docs/defaults.md). 0 would share errors out equally, 0.5 makes the sum of their squares least."""
+"""Under a size target, the relative error allowed in a matrix grows with this power of its number of weights: best or
+nearly so on every model that could be evaluated (docs/defaults.md). 0 would share errors out equally, 0.5 makes the
+sum of their squares least."""
 LARGEST_LEVEL = 32.0
 """Here every matrix, however small its share, is allowed an error of 1: all zero."""
 SMALLEST_LEVEL = 1e-6
@@ -82,7 +83,8 @@ def make(
     Args:
         layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key.
         include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
-        for_size: whether the level is to be searched for a size: then vectors may be coded too, and large matrices more coarsely.
+        for_size: whether the level is to be searched for a size: then vectors may be coded too, and large matrices
+            more coarsely.
 
     Raises:
         ConfigError: a pattern that matches no tensor, or is no regular expression.
@@ -167,7 +169,8 @@ def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:
 
 
 def _between(over: tuple[float, int | None], under: tuple[float, int], target_bytes: int) -> float:
-    """Level between two tried ones where a line through them, in log level, meets 99.8 % of the target; kept off the ends."""
+    """Level between two tried ones where a line through them, in log level, meets 99.8 % of the target; kept off the
+    ends."""
     low, high = math.log(over[0]), math.log(under[0])
     if under[0] == LARGEST_LEVEL and over[0] < 0.5:  # from a relative error of 1 on hardly anything changes any more
         high = 0.0

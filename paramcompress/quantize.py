@@ -2,14 +2,16 @@
 
 Knows neither layers nor bytes: the caller says what each magnitude costs, `entropy` writes what comes out.
 
-How the search runs. Chains are independent, so up to LANES of them advance side by side, one number of each at every *step*; what is
-known about the numbers lies step after step, lane beside lane. A group of chains passes through five loops: `_look_up` (prices of the
-magnitudes beside each number), `_weigh` (the best symbol of each subset), `_advance` (add, compare, select: the Viterbi step), these
-three block by block so that what they hand on stays in the nearest cache; then `_trace` (back along the best path) and `_settle` (points).
+How the search runs. Chains are independent, so up to LANES of them advance side by side, one number of each at
+every *step*; what is known about the numbers lies step after step, lane beside lane. A group of chains passes
+through five loops: `_look_up` (prices of the magnitudes beside each number), `_weigh` (the best symbol of each
+subset), `_advance` (add, compare, select: the Viterbi step), these three block by block so that what they hand on
+stays in the nearest cache; then `_trace` (back along the best path) and `_settle` (points).
 
-Why they look as they do. `_weigh`, `_advance` and `_settle` must become vector instructions. LLVM makes them from an innermost loop without
-branches and look-ups, of unknown length, over flat arrays at fixed distances; unsigned indices, because
-numba lets negative ones count from the end; small types cast back at once, because numba widens them.
+Why they look as they do. `_weigh`, `_advance` and `_settle` must become vector instructions. LLVM makes them from
+an innermost loop without branches and look-ups, of unknown length, over flat arrays at fixed distances; unsigned
+indices, because numba lets negative ones count from the end; small types cast back at once, because numba widens
+them.
 
 Shapes: x (n_columns, n_rows): the numbers, in steps, column after column as the chain runs.  points: the same shape.
 """
@@ -27,7 +29,8 @@ from paramcompress.jit import compiled
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 LANES = 8
-"""Chains side by side. With fewer chains the lanes left over work on numbers that belong elsewhere, and nobody looks at them."""
+"""Chains side by side. With fewer chains the lanes left over work on numbers that belong elsewhere, and nobody looks
+at them."""
 _BLOCK = 512
 """Numbers that are looked up and weighed before the paths advance over them."""
 _ROW = _BLOCK + LANES
@@ -44,7 +47,8 @@ def quantize(
 
     Args:
         x: (n_columns, n_rows), C order, finite, |x| < 2**30; what dead rows and columns hold becomes zero.
-        cost: (classes, 2, magnitudes) bits of a magnitude by class and quantiser, from `entropy.cost_table`; larger magnitudes
+        cost: (classes, 2, magnitudes) bits of a magnitude by class and quantiser, from `entropy.cost_table`; larger
+            magnitudes
             cost as much as the last.
         weight: squared steps that one bit is worth. 0 finds the nearest points that the trellis allows.
 
@@ -132,7 +136,8 @@ def _round(x, n_rows, price, context, rows, row_class, column_class, width, poin
 def _look_up(
     x, price, context, rows, row_class, width, places, classes, column, row, n_steps, n_lanes, first, numbers, near
 ):
-    """Fill numbers from first on and, in near, prices of the magnitudes below, at and above `_low`, three rows a quantiser."""
+    """Fill numbers from first on and, in near, prices of the magnitudes below, at and above `_low`, three rows a
+    quantiser."""
     one = np.uintp(1)
     two = np.uintp(2)
     most = np.int32(width - 3)
@@ -193,7 +198,8 @@ def _look_up(
 
 @compiled
 def _weigh(numbers, first, n, near, best, choice):
-    """Cost of the best symbol of each subset into the four rows of best; into choice, by quantiser, a bit where it is the one below.
+    """Cost of the best symbol of each subset into the four rows of best; into choice, by quantiser, a bit where it is
+    the one below.
 
     A subset, 2 * quantiser + parity, has `_low` or both its neighbours. No symbol further away can be better.
     """
@@ -243,7 +249,8 @@ def _trace(path, came_from, n_states, n_steps, n_lanes, choice):
 
 @compiled
 def _settle(numbers, first, n, quantisers, partners, choice, settled, away):
-    """Points and squared distances of n numbers. Bit s of quantisers: that of state s; of partners: parity that leads to 2 s."""
+    """Points and squared distances of n numbers. Bit s of quantisers: that of state s; of partners: parity that leads
+    to 2 s."""
     one = np.uint32(1)
     for e in range(np.uintp(n)):
         number = numbers[np.uintp(first) + e]
@@ -289,7 +296,8 @@ def _write(settled, away, rows, places, column, row, n_steps, n_lanes, points):
 
 @compiled
 def _meet(best, e, path, here, there, h, half, subsets):
-    """States h and h + half, which both lead to 2 h and 2 h + 1, by the same two subsets crosswise. Returns bits of came_from."""
+    """States h and h + half, which both lead to 2 h and 2 h + 1, by the same two subsets crosswise. Returns bits of
+    came_from."""
     subset = (subsets >> 2 * h) & 3
     one = best[np.uintp(subset * _ROW) + e]
     two = best[np.uintp((subset ^ 1) * _ROW) + e]
@@ -308,8 +316,9 @@ def _meet(best, e, path, here, there, h, half, subsets):
 def _advance(best, n_steps, n_lanes, lanes, path, came_from, first, n_states, subsets):
     """Paths of all lanes over an even number of steps, from the first half of path to the second and back.
 
-    Of states, LLVM must know the number: then it writes the loops over h out, if they are not too long, and no loop but that over
-    lanes is left. It would not do so with `range`, whose variables outlive their loop. Of lanes, it must not know it.
+    Of states, LLVM must know the number: then it writes the loops over h out, if they are not too long, and no loop
+        but that over lanes is left. It would not do so with `range`, whose variables outlive their loop. Of lanes,
+        it must not know it.
     """
     half = n_states // 2
     there = np.uintp(n_states * LANES)
@@ -341,7 +350,8 @@ def _advance(best, n_steps, n_lanes, lanes, path, came_from, first, n_states, su
 
 
 def _search_for(trellis: Trellis) -> Callable[..., Any]:
-    """The search for one trellis, whose constants it holds. Holds nothing else: numba's cache knows a closure by its integers."""
+    """The search for one trellis, whose constants it holds. Holds nothing else: numba's cache knows a closure by its
+    integers."""
     n_states = trellis.n_states
     partner = [int(trellis.next_state[s, 0]) & 1 for s in range(n_states)]
     quantisers = sum(int(trellis.quantiser[s]) << s for s in range(n_states))

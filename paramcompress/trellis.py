@@ -2,11 +2,12 @@
 
 Holds tables only; the search through them is in `quantize`, the walk along them in `entropy`.
 
-Two quantisers share one lattice of points r (integers, in steps): quantiser 0 has the even points, quantiser 1 has zero and the
-odd ones. A symbol k, of any sign, stands for the point r = 2 k in quantiser 0 and r = 2 k - sign(k) in quantiser 1. State s uses
-quantiser parity(s & g0); the parity of k leads on. A chain of such choices packs points into space more densely than
-a grid does (Marcellin and Fischer 1990, trellis coded quantisation; the zero in quantiser 1 is what keeps it good at low rates,
-as in VVC's dependent quantisation). One state is the plain uniform quantiser of step 2.
+Two quantisers share one lattice of points r (integers, in steps): quantiser 0 has the even points, quantiser 1 has
+zero and the odd ones. A symbol k, of any sign, stands for the point r = 2 k in quantiser 0 and r = 2 k - sign(k) in
+quantiser 1. State s uses quantiser parity(s & g0); the parity of k leads on. A chain of such choices packs points
+into space more densely than a grid does (Marcellin and Fischer 1990, trellis coded quantisation; the zero in
+quantiser 1 is what keeps it good at low rates, as in VVC's dependent quantisation). One state is the plain uniform
+quantiser of step 2.
 
 Gain over that uniform quantiser at high rate, measured on a uniform source: 1.08, 1.18 and 1.32 dB for 4, 8 and 32
 states (the limit is 1.53 dB); 1 dB is 0.166 bits a weight.
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHAIN = 512
-"""Numbers that a chain holds at least, if there are as many: chains begin at whole columns, so that they can run side by side."""
+"""Numbers that a chain holds at least, if there are as many: chains begin at whole columns, so that they can run side
+by side."""
 
 
 def columns_per_chain(n_rows: int) -> int:

@@ -19,8 +19,8 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     """Near-best rank-`rank` factors of `weight` in the Frobenius norm.
 
     Seeks min ||W - C D^T||_F; the minimum is the root of the sum of the squared singular values from index `rank` on
-    (Eckart-Young). With a shorter side of up to EXACT_BELOW it is reached to rounding; above, this method stays within 1 %
-    of it on the test matrices (test_dictionaries.py).
+    (Eckart-Young). With a shorter side of up to EXACT_BELOW it is reached to rounding; above, this method stays
+    within 1 % of it on the test matrices (test_dictionaries.py).
 
     Args:
         weight: (n_out, n_in), floating, finite, of magnitudes whose squares float32 can hold.
