@@ -5,6 +5,7 @@ Does not hold any loop itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,29 @@ import numba
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled at its first call; later processes load the machine code from numba's cache.
 
-    Where neither the package's folder nor the user's cache folder can be written (a read-only
-    installation without a home), numba refuses to cache: then each process compiles anew, in a few seconds.
+    Where nothing can be cached (a read-only installation without a home, a full disk) or the cache is damaged, each
+    process compiles anew.
     """
+    compile_cached: Callable[[Callable[..., Any]], Any] = numba.njit(cache=True, nogil=True)
     try:
-        compiler: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(cache=True, nogil=True)
-        return compiler(function)
+        dispatcher = compile_cached(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        compiler = numba.njit(nogil=True)
-        return compiler(function)
+        compile_alone: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(nogil=True)
+        return compile_alone(function)
+    cache = dispatcher._cache
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_none(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except Exception:  # whatever reading a damaged pickle can raise
+            with contextlib.suppress(Exception):
+                cache.flush()
+            return None
+
+    def save_or_not(*args: Any) -> None:
+        with contextlib.suppress(Exception):
+            save(*args)
+
+    cache.load_overload, cache.save_overload = load_or_none, save_or_not
+    return dispatcher  # type: ignore[no-any-return]
