@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -64,7 +64,7 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Layout:
-        """Reading of `shape`; part of the format. Leading axes of size 1 are merged while more than two axes are left."""
+        """Reading of `shape`; part of the format. Leading axes of size 1 go while more than two axes are left."""
         while len(shape) > 2 and shape[0] == 1:
             shape = shape[1:]
         if len(shape) < 2:
@@ -114,7 +114,7 @@ class LowRank:
     @property
     def weighted_coefficients(self) -> NDArray[np.float64]:
         """(r, n_out) coefficients times the power of two of their atom."""
-        return self.coefficients.points * np.exp2(self.exponents.astype(np.float64))[:, None]
+        return self.coefficients.points.astype(np.float64) * np.exp2(self.exponents.astype(np.float64))[:, None]
 
     def product(self) -> NDArray[np.float32]:
         """(n_out, n_in * K): scale * C D^T."""
@@ -142,6 +142,11 @@ class Factors:
     @property
     def rank(self) -> int:
         return 0 if self.low_rank is None else len(self.low_rank.exponents)
+
+    def scaled(self, factor: float) -> Factors:
+        """The same for a weight `factor` times as large; factor is a power of two."""
+        low_rank = self.low_rank and replace(self.low_rank, scale=self.low_rank.scale * factor)
+        return replace(self, step=self.step * factor, low_rank=low_rank)
 
     @property
     def n_stored(self) -> int:
@@ -215,6 +220,7 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     column by column stays in cache.
     """
     n_rows, n_columns = out.shape
+    period = period if len(matrix) else 1
     total = np.empty((period, _ROW_BLOCK))
     for first_row in range(0, n_rows, _ROW_BLOCK):
         rows = slice(first_row, min(first_row + _ROW_BLOCK, n_rows))
@@ -317,17 +323,23 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
 
 
 def to_tensor(matrix: NDArray[np.float32], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Tensor of a reconstructed matrix: float32, then one rounding to dtype."""
-    return torch.from_numpy(matrix).reshape(shape).to(dtype)
+    """Tensor of a reconstructed matrix: float32, then one rounding to dtype.
+
+    What float8_e4m3fn cannot hold becomes its largest value, +-448: torch's own conversion has not always done so.
+    """
+    tensor = torch.from_numpy(matrix).reshape(shape)
+    return (tensor.clamp(-448, 448) if dtype == torch.float8_e4m3fn else tensor).to(dtype)
 
 
 # ------------------------------------------------------------------------------------------- exact
 
 
-def encode_exact(data: bytes | memoryview, item_bytes: int) -> bytes:
+def encode_exact(data: bytes | bytearray | memoryview, item_bytes: int) -> bytes:
     """Byte planes of little-endian items, highest byte first, in one zstd frame; the frame carries its length."""
     planes = np.frombuffer(data, np.uint8).reshape(-1, item_bytes).T[::-1]
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compress(np.ascontiguousarray(planes))
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compress(
+        np.ascontiguousarray(planes).data
+    )
 
 
 def decode_exact(stream: bytes | memoryview, n_bytes: int, item_bytes: int) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from . import dictionaries
 from .errors import ConfigError
 from .units import parse_size
 
@@ -54,7 +55,10 @@ def check_override(values: Mapping[str, Any], *, where: str = "") -> dict[str, A
     >>> check_override({"rank": 16, "density": 0.02})
     {'rank': 16, 'density': 0.02}
     """
-    return _checked(values, _OVERRIDE, where)
+    checked = _checked(values, _OVERRIDE, where)
+    if checked.get("rank") and "lowrank" not in checked.get("dictionary", "lowrank"):
+        raise ConfigError(f"{where}rank {checked['rank']} for dictionary {checked['dictionary']!r}, which has none")
+    return checked
 
 
 def parse_set(text: str) -> tuple[str, dict[str, Any]]:
@@ -188,6 +192,12 @@ def _word(value: Any) -> str:
     return value
 
 
+def _dictionary(value: Any) -> str:
+    if value not in dictionaries.NAMES:
+        raise _refused(value, f"one of {', '.join(dictionaries.NAMES)}")
+    return str(value)
+
+
 def _pattern(text: str, where: str = "") -> str:
     if text.startswith("re:"):
         try:
@@ -229,7 +239,7 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
 }
 _OVERRIDE: dict[str, Callable[[Any], Any]] = {
     "max_rel_error": _ERROR,
-    "dictionary": _word,
+    "dictionary": _dictionary,
     "rank": _integer(0),
     "density": _number(0, 1, "a share from 0 to 1, such as 0.02"),
     "exact": _flag,

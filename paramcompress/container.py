@@ -131,7 +131,7 @@ class Writer:
             self._exact.setdefault(item_bytes, bytearray()).extend(stream)
 
     def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
-        """Write pools, index and header, and put the file in its place unless it is not to be kept; returns its bytes."""
+        """Write pools, index and header, to `scratch` unless the file is not to be kept; returns its bytes."""
         for item_bytes, raw in sorted(self._exact.items()):
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
         if self._pool:
@@ -170,7 +170,7 @@ class Writer:
     def publish(self) -> None:
         """Rename the finished file to its place, and make that last."""
         with _writing(self.path):
-            os.replace(self._scratch, self.path)
+            self._scratch.replace(self.path)
             with contextlib.suppress(OSError):  # not every file system lets a folder be opened
                 folder = os.open(self.path.parent, os.O_RDONLY)
                 try:
@@ -299,6 +299,8 @@ def _unpack_index(packed: bytes) -> Index:
     if len({entry.name for entry in entries}) != n:
         raise ValueError("a name stands twice")
     about = whole["about"]
+    if not isinstance(about, dict):
+        raise ValueError("nothing is said about the file")
     for key, kind in (("target", str), ("n_weights", int), ("bytes_before", int), ("settings", dict)):
         if not isinstance(about.get(key), kind):
             raise ValueError(f"nothing usable is said about {key}")
@@ -511,13 +513,8 @@ def _layout(table: dict[str, Any], n_payload: int) -> dict[str, tuple[int, int]]
     end = 0
     for name, part in table.items():
         first, last = part["data_offsets"]
-        if (
-            part["dtype"] != "U8"
-            or part["shape"] != [last - first]
-            or first != end
-            or last < first
-            or type(last) is not int
-        ):
+        ours = type(first) is int and type(last) is int and part["dtype"] == "U8" and part["shape"] == [last - first]
+        if not ours or first != end or last < first:
             raise ValueError(f"part {name!r} is not where it should be")
         parts[name] = (first, last - first)
         end = last

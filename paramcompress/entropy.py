@@ -97,7 +97,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_most = points.size + 2 * (n_rows + n_columns)
     contexts = np.empty(n_most, np.uint8)
     tokens = np.empty(n_most, np.uint8)
-    largest = int(np.abs(points).max(initial=0))
+    largest = max(int(points.max(initial=0)), -int(points.min(initial=0)))
     bits_each = 12 + max(largest.bit_length(), 17)
     raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
     flags = _flags(scales, period)
@@ -163,7 +163,7 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
 
 
 def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
-    """(N_CLASSES, 2, N_TOKENS) times that each token occurs, by context class and quantiser, in points as for `pack`."""
+    """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
     walk = trellis.next_state, trellis.quantiser, columns_per_chain(points.shape[1])
     _count(points, scales.base, scales.rows, scales.columns, *walk, counts)

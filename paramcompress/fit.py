@@ -59,6 +59,7 @@ LEAST_GAIN = 0.01
 """Share of the layer's bits that low rank has to promise before it is tried."""
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
+IN_PLACE = 1 << 22
 LEAST_LEARNT = 2048
 """Weights below which token costs are left at the prior's."""
 MOST_SEARCHES = 6
@@ -135,12 +136,11 @@ def fit(
     ):
         raise Unfit(f"weights up to {peak:.3g} at an error of {math.sqrt(target):.3g} each")
     dictionary, x = _choose(weight, layout, target, effort, choice, seed, device)
-    if choice.density is not None:
-        sparse = _sparsest(x, choice.density)
-        missed = float(np.square(x - sparse, dtype=np.float64).mean())
-        x, target = sparse, max(target - missed, 0.1 * target)
-    trellis = TRELLISES[effort.n_states]
-    step, stored = _search_step(x, target, trellis, layout.kernel_size, effort.tolerance, dictionary.gram)
+    trellis, period = TRELLISES[effort.n_states], layout.kernel_size
+    if choice.density is None:
+        step, stored = _search_step(x, target, trellis, period, effort.tolerance, dictionary.gram)
+    else:
+        step, stored = _search_sparse(x, target, trellis, period, choice.density, dictionary.gram)
     factors = Factors(layout, step, dictionary.transform, dictionary.basis, dictionary.low_rank, stored)
     if not factors.is_exact:
         raise Unfit("partial sums would not be exact in float64")
@@ -178,7 +178,7 @@ class _Dictionary:
         """(n_columns, n_rows) of what is left to quantise: `rest` (n_rows, n_columns), whole kernels, in the
         transform's coordinates."""
         if self.matrix is None:
-            return np.ascontiguousarray(rest.T)
+            return np.array(rest.T, order="C")
         period = len(self.matrix)
         kernels = torch.from_numpy(np.ascontiguousarray(rest.T)).view(-1, period, len(rest))
         # the inverse, not the transpose: the integers are not quite orthonormal
@@ -198,7 +198,7 @@ def _choose(
     def n_bytes(one: _Dictionary, rest: NDArray[np.float32]) -> float:
         return one.n_bytes + _estimate(one, rest, target, layout, weight.size)
 
-    names = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
+    names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
     if asked is not None:
         names = tuple(name for name in names if name in asked) or ("none",)
     plain = [_transform(name, weight, layout) for name in names]
@@ -306,16 +306,30 @@ def _spread(n: int, n_kept: int) -> NDArray[np.int64]:
     return np.arange(min(n, n_kept)) * n // min(n, n_kept)
 
 
-def _sparsest(x: NDArray[np.float32], density: float) -> NDArray[np.float32]:
-    """x with all but its largest `density * x.size` numbers set to zero."""
-    n_kept = int(density * x.size)
-    if n_kept >= x.size:
-        return x
-    sparse = np.zeros_like(x)
-    if n_kept:
-        kept = np.argpartition(np.abs(x), x.size - n_kept, axis=None)[x.size - n_kept :]
-        sparse.flat[kept] = x.flat[kept]
-    return sparse
+def _search_sparse(
+    x: NDArray[np.float32],
+    target: float,
+    trellis: Trellis,
+    period: int,
+    density: float,
+    gram: NDArray[np.float32] | None,
+) -> tuple[float, Symbols | None]:
+    """As `_search_step`, with at most `density` of the points nonzero: the largest numbers, the rest taken as zero.
+
+    The trellis makes a few zeros nonzero to get its parities right, so fewer numbers are kept until all of them count.
+    """
+    n_most = n_kept = int(density * x.size)
+    while True:
+        sparse = np.zeros_like(x)
+        if n_kept:
+            kept = np.argpartition(np.abs(x), x.size - n_kept, axis=None)[x.size - n_kept :]
+            sparse.flat[kept] = x.flat[kept]
+        missed = float(np.square(x - sparse, dtype=np.float64).mean())
+        step, stored = _search_step(sparse, max(target - missed, 0.1 * target), trellis, period, 0.05, gram)
+        n_stored = 0 if stored is None else int(np.count_nonzero(stored.points))
+        if n_stored <= n_most:
+            return step, stored
+        n_kept = min(n_kept - 1, int(n_kept * 0.99 * n_most / n_stored))
 
 
 # ------------------------------------------------------------------------------------------- low rank
@@ -385,7 +399,7 @@ def _best_rank(
 def _quantise_low_rank(
     coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Tensor, noise: float
 ) -> LowRank | None:
-    """Integers for C D^T with squared error `noise` in each coefficient and each atom entry times its singular value."""
+    """Integers for C D^T, squared error `noise` in each coefficient and in each atom entry times its singular value."""
     exponents = values.log2().round()
     search = _Search(noise, TRELLISES[8], None)
     found = []
@@ -442,7 +456,7 @@ def _search_step(
 def _settle(
     x: NDArray[np.float32], profile: _Profile, search: _Search, step: float, period: int
 ) -> tuple[Scales, float]:
-    """Scale classes that pay, and nearly the right step; `search` learns token costs on the way. All on a sample of x."""
+    """Scale classes that pay and nearly the right step, from a sample of x; `search` learns token costs on the way."""
     part = _Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
     scales = profile.scales(step)
     found = search.learn(part.x, part.of_scales(scales), step)
@@ -504,28 +518,36 @@ class _Search:
 
         Scales and costs stay: only so is the error a smooth function of the step.
         """
-        best = last = None
+        best: tuple[float, float] | None = (
+            None  # step and error; a copy of the points of a large layer would be too many
+        )
+        last: tuple[float, float] | None = None
         aim = self.target * (1 - tolerance / 2)
         for n_tried in itertools.count(1):
             found = self.quantise(x, scales, step)
-            if found.error <= self.target and (best is None or found.error > best.error):
-                best = found
-            if best is not None and (n_tried >= MOST_SEARCHES or best.error >= self.target * (1 - tolerance)):
-                return best
-            if last is not None and found.error * last.error > 0 and found.step != last.step:
-                power = math.log(found.error / last.error) / math.log(found.step / last.step)
+            if found.error <= self.target and (best is None or found.error > best[1]):
+                best = (step, found.error)
+            if best is not None and (n_tried >= MOST_SEARCHES or best[1] >= self.target * (1 - tolerance)):
+                return found if best[0] == step else self.quantise(x, scales, best[0])
+            if last is not None and found.error * last[1] > 0 and step != last[0]:
+                power = math.log(found.error / last[1]) / math.log(step / last[0])
                 self.power = min(max(power, 0.5), 2.5)
-            last = found
+            last = (step, found.error)
             step = self.next_step(found, aim)
             if n_tried >= MOST_SEARCHES:
                 step = min(step, 0.95 * found.step)
+            del found
         raise AssertionError("itertools.count ended")
 
     def quantise(self, x: NDArray[np.float32], scales: Scales, step: float) -> _Found:
-        scaled = x * np.float32(1 / step)
-        if not float(np.abs(scaled).max()) < MOST_STEPS:
+        # a large layer is scaled where it lies, to and fro, since there is no room for another; that costs its last bit
+        scaled = x if x.size >= IN_PLACE else np.empty_like(x)
+        np.multiply(x, np.float32(1 / step), out=scaled)
+        if not max(float(scaled.max()), -float(scaled.min())) < MOST_STEPS:
             raise Unfit(f"more than {MOST_STEPS} steps")
         points, _ = quantize(scaled, scales, self.trellis, self.cost, BIT_WEIGHT)
+        if scaled is x:
+            np.multiply(x, np.float32(step), out=x)
         product, square, energy = _moments(x, points)
         gain = float(np.float32(product / square)) if square else step
         error = energy - 2 * gain * product + gain * gain * square

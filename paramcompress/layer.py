@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Setting:
 
     limit: float
     """On the relative error; 0 keeps every bit."""
-    choice: Choice = Choice()
+    choice: Choice = field(default_factory=Choice)
     firm: bool = True
     """False where density or rank were set by hand and no limit was asked for: the error is then reported, not
     bounded."""
@@ -49,6 +49,14 @@ class Piece:
     note: str = ""
 
 
+class UnknownCodecError(ValueError):
+    """A codec id that this version cannot decode; .found."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"codec {found!r} is not known")
+        self.found = found
+
+
 def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str) -> Piece:
     """Stream and index entry of a tensor, its error within setting.limit where that is firm.
 
@@ -56,6 +64,8 @@ def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, s
         BudgetError: rank or density set by hand cannot hold a limit that was set too.
     """
     note = ""
+    if setting.choice != Choice() and info.dtype not in FLOATS:
+        note = "no floating-point tensor, kept exactly"
     if setting.limit > 0 and info.dtype in FLOATS and tensor.numel():
         if not metrics.is_finite(tensor):
             note = "holds NaN or Inf, kept exactly"
@@ -94,7 +104,7 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
         else:
             tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(entry.shape)
     else:
-        raise ValueError(f"codec {entry.codec!r} is not known")
+        raise UnknownCodecError(entry.codec)
     if found != entry.crc:
         raise ValueError("the expanded weights do not have the hash that the file states")
     return tensor
@@ -110,12 +120,19 @@ def _encode_factored(
     norm = metrics.norm(tensor)
     if norm == 0 or not math.isfinite(norm) or not np.isfinite(weight).all():
         return None
+    # fitted near 1, where squares have room in float32; a power of two changes no digit
+    exponent = round(math.log2(norm / math.sqrt(tensor.numel())))
+    if abs(exponent) > 120:
+        return None
+    scale = 2.0**-exponent
+    if scale != 1:
+        weight = np.multiply(weight, np.float32(scale), dtype=np.float32)
     by_hand = setting.choice.density is not None or setting.choice.rank is not None
     allowed = (min(setting.limit, 1.0) * norm) ** 2
     aim = allowed
     for _ in range(_MOST_TRIES):
         try:
-            factors = fit(weight, layout, aim, effort, setting.choice, seed, device)
+            factors = fit(weight, layout, aim * scale**2, effort, setting.choice, seed, device).scaled(1 / scale)
         except Unfit:
             return None
         decoded = codec.to_tensor(factors.reconstruct(), info.shape, dtype)
@@ -124,7 +141,7 @@ def _encode_factored(
             break
         if by_hand and found.rel_error > 1.2 * setting.limit:
             raise BudgetError(
-                f"tensor {info.name!r}: the rank or density set by hand leaves a relative error of {found.rel_error:.3g}, "
+                f"tensor {info.name!r}: rank or density set by hand leave a relative error of {found.rel_error:.3g}, "
                 f"over the limit of {setting.limit:.3g}",
                 hint="raise rank or density, or relax max_rel_error for this tensor",
             )
@@ -134,6 +151,8 @@ def _encode_factored(
             return None
     else:
         return None
+    crc = _crc(decoded)
+    del decoded
     stream = codec.encode_factored(factors)
     n_raw = tensor.numel() * tensor.element_size()
     if len(stream) > 0.7 * n_raw:
@@ -153,11 +172,20 @@ def _encode_factored(
         rank=factors.rank,
         density=round_up(factors.n_stored / tensor.numel()),
         rel_error=round_up(found.rel_error),
-        crc=_crc(decoded),
+        crc=crc,
         home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
         n_bytes=len(stream),
     )
-    return Piece(entry, stream)
+    return Piece(entry, stream, _unheeded(setting.choice, factors))
+
+
+def _unheeded(choice: Choice, factors: codec.Factors) -> str:
+    """What was asked for and could not be."""
+    if choice.rank is not None and factors.rank < choice.rank:
+        return f"rank {choice.rank} was asked for, its shape has room for {factors.rank}"
+    if choice.dictionary is not None and factors.transform == "none" and choice.dictionary[-4:] not in ("none", "rank"):
+        return f"dictionary {choice.dictionary} was asked for, it has no kernels"
+    return ""
 
 
 def _encode_exact(info: TensorInfo, tensor: Tensor) -> Piece:
@@ -197,7 +225,7 @@ def _raw(tensor: Tensor) -> memoryview:
     """Little-endian bytes of a contiguous tensor."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _crc(tensor: Tensor) -> int:

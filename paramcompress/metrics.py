@@ -33,6 +33,8 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
 
     The scaling keeps squares of tiny and of huge weights inside float64.
     """
+    if original.shape != decoded.shape:
+        raise ValueError(f"tensors of shapes {tuple(original.shape)} and {tuple(decoded.shape)}")
     peak = largest = 0.0
     for part in _parts(original, decoded):
         peaks = _peaks(*part)
@@ -49,7 +51,7 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
 
 def _parts(original: Tensor, decoded: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of both as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
-    for pair in zip(original.reshape(-1).split(_CHUNK), decoded.reshape(-1).split(_CHUNK), strict=True):
+    for pair in zip(_split(original), _split(decoded), strict=True):
         yield tuple(
             part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pair
         )
@@ -81,12 +83,15 @@ def _sums(original, decoded, scale):
 
 def norm(tensor: Tensor) -> float:
     """Frobenius norm, summed in float64; inf where the squares do not fit."""
-    return math.sqrt(sum(float(part.double().square().sum()) for part in tensor.reshape(-1).split(_CHUNK)))
+    return math.sqrt(sum(float(part.double().square().sum()) for part in _split(tensor)))
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite."""
-    return all(
-        bool(torch.isfinite(part.float() if part.element_size() == 1 else part).all())
-        for part in tensor.reshape(-1).split(_CHUNK)
-    )
+    return all(bool(torch.isfinite(part if part.element_size() > 1 else part.float()).all()) for part in _split(tensor))
+
+
+def _split(tensor: Tensor) -> list[Tensor]:
+    """Flat pieces of bounded size."""
+    flat = tensor.reshape(-1)
+    return [flat[first : first + _CHUNK] for first in range(0, flat.numel(), _CHUNK)]

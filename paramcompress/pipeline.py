@@ -24,15 +24,17 @@ from torch import Tensor, nn
 from paramcompress import config, container, layer, metrics, plan
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
-from paramcompress.codec import FACTORED
+from paramcompress.codec import EXACT, FACTORED
 from paramcompress.container import SAME, Entry, Reader, Writer
 from paramcompress.errors import (
+    BudgetError,
     CheckpointError,
     ConfigError,
     EncodeError,
     FormatError,
     OutputError,
     ParamCompressError,
+    UnsupportedFormatError,
     VerificationError,
 )
 from paramcompress.fit import EFFORTS, Effort
@@ -40,7 +42,8 @@ from paramcompress.records import LayerReport, Progress, Report
 from paramcompress.units import parse_size
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _SUFFIX = ".squeezed.safetensors"
 _LEAST_TWIN_BYTES = 1024
 """Tensors from this size on are stored once where several are equal."""
@@ -107,7 +110,8 @@ def squeeze(
     options = config.check({key: value for key, value in given.items() if value is not None})
     path = Path(out)
     _check_device(device)
-    _check_output(path, force=force or dry_run)
+    if not dry_run:
+        _check_output(path, source, force=force)
     with _open(source) as checkpoint, _one_torch_thread():
         _check_names(checkpoint)
         distinct = [info for info in checkpoint.tensors if info.alias_of is None]
@@ -132,7 +136,10 @@ def squeeze(
         job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about)
         level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)
         if size is not None:
-            level = plan.level_for_size(size, lambda at: job.size_at(path, at, progress))
+            try:
+                level = plan.level_for_size(size, lambda at: job.size_at(path, at, progress))
+            except BudgetError as error:
+                raise job.impossible(path, error, progress) from error
         with Writer(path) as writer:
             file_bytes = job.write(writer, level, keep=not dry_run, progress=progress)
             report = job.report(path, level, file_bytes, dry_run=dry_run)
@@ -160,6 +167,7 @@ class _Job:
     ) -> None:
         self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
         self.seed, self.device, self.workers, self.about = seed, device, workers, about
+        self.asked_bytes = int(about["settings"].get("target_size", 0))
         self.layers: list[LayerReport] = []
 
     def settings(self, level: float) -> dict[str, layer.Setting]:
@@ -189,7 +197,7 @@ class _Job:
 
         first_with: dict[tuple[Any, ...], Entry] = {}
         entries: dict[str, Entry] = {}
-        notes = {}
+        notes: dict[str, str] = {}
         for info, piece in zip(tensors, _in_order(encode, tensors, self.workers), strict=True):
             if piece is None:
                 entry = _same(entries[info.alias_of or ""], info.name, tied=True)
@@ -210,6 +218,17 @@ class _Job:
             _layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()
         ]
         return file_bytes
+
+    def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
+        """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
+        asked = error.smallest_bytes or 0
+        while True:
+            options = {**self.about["settings"], "target_size": asked}
+            self.about = {**self.about, "settings": options, "target": _target_words(options)}
+            found = self.size_at(path, plan.LARGEST_LEVEL, progress)
+            if found <= asked:
+                return plan.impossible(self.asked_bytes, asked)
+            asked = found
 
     def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
         return Report(
@@ -232,7 +251,8 @@ def _same(entry: Entry, name: str, *, tied: bool) -> Entry:
 
 def default_output(source: Path) -> Path:
     """Where `squeeze` puts its file when nobody says: model.pt -> model.squeezed.safetensors, beside it."""
-    return source.parent / (_stem(source) + _SUFFIX)
+    folder = source.parent if source.name else source.resolve().parent
+    return folder / (_stem(source) + _SUFFIX)
 
 
 # ------------------------------------------------------------------------------------------- expand
@@ -269,8 +289,8 @@ def expand(
     with open_file(source) as squeezed:
         index = squeezed.index
         target = Path(out) if out is not None else _default_expanded(source, index.kind, index.about.get("source", ""))
-        kind = kind_for(target) if out is not None else None
-        _check_output(target, force=force)
+        kind = (kind_for(target) if out is not None else None) or (None if index.kind == "dict" else index.kind)
+        _check_output(target, source, force=force, folder=kind == "sharded")
         infos = [_info(entry, dtype) for entry in index.entries]
         wanted = [info for info in infos if info.alias_of is None]
         tell = _counter(infos, progress)
@@ -285,7 +305,7 @@ def expand(
 
         scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            write_checkpoint(scratch, index.tree, infos, load, kind=kind or index.kind)
+            write_checkpoint(scratch, index.tree, infos, load, kind=kind)
             _replace(scratch, target)
         except ValueError as error:
             if isinstance(error, ParamCompressError):
@@ -325,6 +345,8 @@ class SqueezedFile:
             return layer.decode(stored, self._reader.stream(stored))
         except FormatError:
             raise
+        except layer.UnknownCodecError as error:
+            raise UnsupportedFormatError(self.path, "codec", error.found, [FACTORED, EXACT]) from error
         except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise FormatError(self.path, f"damaged: {error}", tensor=name) from error
 
@@ -533,7 +555,7 @@ def _check_names(checkpoint: Checkpoint) -> None:
         if info.name.startswith(container.RESERVED) or info.name.endswith(container.SUFFIX):
             raise CheckpointError(
                 checkpoint.path or "tensors in memory",
-                f"names that begin with {container.RESERVED!r} or end with {container.SUFFIX!r} are the squeezed file's own",
+                f"names that begin with {container.RESERVED!r} or end with {container.SUFFIX!r} are the file's own",
                 tensor=info.name,
                 hint="rename the tensor",
             )
@@ -546,11 +568,23 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _check_output(path: Path, *, force: bool) -> None:
-    if path.exists() and not force:
+def _check_output(path: Path, source: Source, *, force: bool, folder: bool = False) -> None:
+    """Refuse an output that cannot be or would destroy something; `force` allows to replace what stands there."""
+    if not path.name or not path.parent.is_dir():
+        raise OutputError(path, f"there is no folder {path.parent}" if path.name else "is a folder", hint="name a file")
+    if not path.exists():
+        return
+    if not isinstance(source, Mapping):
+        mine = Path(source)
+        inputs = [mine, *mine.iterdir()] if mine.is_dir() else [mine]
+        if any(one.exists() and path.samefile(one) for one in inputs):
+            raise OutputError(path, "is what is being read", hint="choose another name")
+    if path.is_dir() and not folder:
+        raise OutputError(path, "is a folder", hint="name a file")
+    if not path.is_dir() and (folder or not path.is_file()):
+        raise OutputError(path, "is a file" if path.is_file() else "is no regular file", hint="choose another name")
+    if not force:
         raise OutputError(path, "exists already", hint="choose another name, or --force to overwrite it")
-    if not path.parent.is_dir():
-        raise OutputError(path, f"there is no folder {path.parent}")
 
 
 def _check_same_tensors(file: Path, entries: Sequence[Entry], original: Checkpoint) -> None:
@@ -648,6 +682,7 @@ def _counter(infos: Sequence[TensorInfo], progress: Progress | None) -> Callable
 
 def _stem(path: Path) -> str:
     """Name without what says which kind of file it is."""
+    path = path if path.name else path.resolve()
     for suffix in (_SUFFIX, ".safetensors.index.json", ".bin.index.json"):
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
@@ -662,9 +697,12 @@ def _default_expanded(source: Path, kind: str, squeezed_from: str) -> Path:
 def _replace(scratch: Path, target: Path) -> None:
     """Put a finished file or folder in its place."""
     try:
+        aside = scratch.with_suffix(".old")
         if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
+            target.rename(aside)
+        scratch.replace(target)
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise OutputError(target, f"cannot be written: {error.strerror}") from error
 

@@ -124,7 +124,7 @@ def _counts(info: TensorInfo) -> bool:
 
 
 def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """Names that a pattern means: itself if it is one, else by `re:` regular expression (whole name) or by shell glob."""
+    """Names that a pattern means: itself if it is one, else by `re:` regex (whole name) or by shell glob."""
     if pattern in names:
         return [pattern]
     if pattern.startswith("re:"):
@@ -147,11 +147,8 @@ def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:
     """
     smallest = size_at(LARGEST_LEVEL)
     if smallest > target_bytes:
-        raise BudgetError(
-            f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
-            smallest_bytes=smallest,
-            hint=f"ask for at least {smallest:,} bytes, or exclude nothing from squeezing",
-        )
+        raise impossible(target_bytes, smallest)
+    over: tuple[float, int | None]
     over, under = (SMALLEST_LEVEL, None), (LARGEST_LEVEL, smallest)
     level = 0.1
     for _ in range(12):
@@ -166,6 +163,15 @@ def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:
             break
         level = _between(over, under, target_bytes)
     return under[0]
+
+
+def impossible(target_bytes: int, smallest: int) -> BudgetError:
+    """Error for a size that cannot be met."""
+    return BudgetError(
+        f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
+        smallest_bytes=smallest,
+        hint=f"ask for at least {smallest:,} bytes, or exclude nothing from squeezing",
+    )
 
 
 def _between(over: tuple[float, int | None], under: tuple[float, int], target_bytes: int) -> float:

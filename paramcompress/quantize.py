@@ -41,7 +41,7 @@ _NOWHERE = -1
 
 
 def quantize(
-    x: NDArray[np.float32], scales: Scales, trellis: Trellis, cost: NDArray[np.float32], weight: float
+    x: NDArray[np.float32], scales: Scales, trellis: Trellis, cost: NDArray[np.float32], weight: float, step: float = 1
 ) -> tuple[NDArray[np.int32], float]:
     """Points that minimise squared distance + weight * bits along each chain.
 

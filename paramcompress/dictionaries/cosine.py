@@ -15,7 +15,7 @@ from torch import Tensor
 def cosine_basis(kernel: Sequence[int], scale: int) -> Tensor:
     """Separable DCT-II basis of a kernel in integers: round(scale * entry) on each axis, multiplied over the axes.
 
-    No entry lies within 1e-4 of a rounding tie for the axes up to 32 and scale 127 (test_dictionaries.py), so every
+    No entry lies within 1e-4 of a rounding tie for the axes up to 32 and scale 128 (test_dictionaries.py), so every
     machine generates the same integers.
 
     Args:
