@@ -337,9 +337,7 @@ def to_tensor(matrix: NDArray[np.float32], shape: tuple[int, ...], dtype: torch.
 def encode_exact(data: bytes | bytearray | memoryview, item_bytes: int) -> bytes:
     """Byte planes of little-endian items, highest byte first, in one zstd frame; the frame carries its length."""
     planes = np.frombuffer(data, np.uint8).reshape(-1, item_bytes).T[::-1]
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compress(
-        np.ascontiguousarray(planes).data
-    )
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=False).compress(np.ascontiguousarray(planes).data)
 
 
 def decode_exact(stream: bytes | memoryview, n_bytes: int, item_bytes: int) -> bytes:

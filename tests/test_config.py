@@ -48,7 +48,7 @@ def test_set_splits_at_the_last_colon(text: str, pattern: str, values: dict[str,
         ("fc1:max_rel_error=nan", "max_rel_error: found nan"),
         ("fc1:max_rel_error=3%", "max_rel_error: found '3%'"),
         ("fc1:exact=yes", "exact: found 'yes', expected true or false"),
-        ("fc1:dictionary=3", "dictionary: found 3, expected a name"),
+        ("fc1:dictionary=3", "dictionary: found 3, expected one of none, lowrank"),
         ("re:(:rank=1", "'re:(' is not a regular expression"),
     ],
 )

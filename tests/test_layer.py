@@ -141,15 +141,6 @@ def check_promise(tensor: Tensor, limit: float, effort: str, **choice: Any) -> P
     return piece
 
 
-def squares_fit(tensor: Tensor) -> bool:
-    """Whether low rank may be asked for; see test_low_rank_of_weights_whose_squares_leave_float32."""
-    peak = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-    return peak == 0 or 1e-15 < peak < 1e15 or not math.isfinite(peak)
-
-
-@pytest.mark.xfail(
-    reason="lowrank works in float32, whose squares overflow from 1e19 and vanish below 1e-22", strict=True
-)
 @pytest.mark.parametrize(("size", "choice"), [(1e20, {}), (1e-24, {}), (1e20, {"rank": 1})])
 def test_low_rank_of_weights_whose_squares_leave_float32(
     size: float, choice: dict[str, int], rng: np.random.Generator
@@ -175,7 +166,6 @@ def test_bounds_hold(tensor: Tensor, limit: float, effort: str) -> None:
 )
 def test_bounds_hold_with_any_dictionary(tensor: Tensor, limit: float, dictionary: str) -> None:
     """One that does not fit the shape is left out, not an error."""
-    assume(squares_fit(tensor))
     check_promise(tensor, limit, "default", dictionary=dictionary)
 
 
@@ -183,7 +173,6 @@ def test_bounds_hold_with_any_dictionary(tensor: Tensor, limit: float, dictionar
 @given(tensors(), st.sampled_from([0, 1, 3]), st.sampled_from([None, 0.0, 0.1, 1.0]))
 def test_by_hand_without_a_limit(tensor: Tensor, rank: int, density: float | None) -> None:
     """The error is whatever it is, and it is what the index says; density and rank are kept."""
-    assume(squares_fit(tensor))
     piece, decoded = squeeze_one(tensor, 0.05, "fast", firm=False, rank=rank, density=density)
     if piece.entry.codec == "factored":
         error = true_error(tensor, decoded)

@@ -61,9 +61,6 @@ def mean_squared_error(one: Trellis, x: np.ndarray) -> float:
     return squared / x.size
 
 
-@pytest.mark.xfail(
-    reason="trellis docstring says 1.08, 1.18, 1.32 dB; measured at high rate 0.99, 1.08, 1.22", strict=True
-)
 def test_gain_of_the_docstring(rng: np.random.Generator) -> None:
     """Decibels over the uniform quantiser of step 2, whose squared error is 4 / 12 on a uniform source; at high rate,
     so that the denser points about zero do not count.
