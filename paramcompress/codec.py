@@ -116,6 +116,11 @@ class LowRank:
         """(r, n_out) coefficients times the power of two of their atom."""
         return self.coefficients.points.astype(np.float64) * np.exp2(self.exponents.astype(np.float64))[:, None]
 
+    def part(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(rows, columns) of the product, to float32's precision; for estimates."""
+        left = self.weighted_coefficients[:, rows].astype(np.float32) * np.float32(self.scale)
+        return left.T @ self.atoms.points[:, columns].astype(np.float32)
+
     def product(self) -> NDArray[np.float32]:
         """(n_out, n_in * K): scale * C D^T."""
         out = np.empty((self.coefficients.points.shape[1], self.atoms.points.shape[1]), np.float32)

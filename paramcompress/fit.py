@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ DEAD_LENGTH = 16
 ATOM_NOISE = 0.5
 """Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes
 good."""
-SPECTRUM = (2, 12, 64)
+SPECTRUM = (3, 32)
 """Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
 LEAST_LOW_RANK = 2048
 """Weights below which low rank is not looked for unasked."""
@@ -60,6 +61,9 @@ LEAST_GAIN = 0.01
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
 IN_PLACE = 1 << 22
+"""Numbers from which x is scaled where it lies."""
+LEAST_SURE = 1 << 15
+"""Numbers from which classes for one side alone are not tried."""
 LEAST_LEARNT = 2048
 """Weights below which token costs are left at the prior's."""
 MOST_SEARCHES = 6
@@ -86,12 +90,14 @@ class Effort:
     """The squared error found may fall short of the limit by this share."""
     low_rank: bool
     """Whether low rank is tried unasked."""
+    thorough: bool = False
+    """Whether half the rank that theory says is tried beside it."""
 
 
 EFFORTS = {
     "fast": Effort(n_states=1, sample=1 << 12, tolerance=0.02, low_rank=False),
     "default": Effort(n_states=8, sample=1 << 13, tolerance=0.02, low_rank=True),
-    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, low_rank=True),
+    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, low_rank=True, thorough=True),
 }
 
 
@@ -174,6 +180,12 @@ class _Dictionary:
         """Q^T Q: not quite the identity, since Q was rounded."""
         return None if self.matrix is None else (self.matrix.T @ self.matrix).float().numpy()
 
+    @cached_property
+    def inverse(self) -> torch.Tensor:
+        """(K, K) float32: the inverse of Q, not its transpose, since the integers are not quite orthonormal."""
+        assert self.matrix is not None
+        return torch.linalg.inv(self.matrix).float()
+
     def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n_columns, n_rows) of what is left to quantise: `rest` (n_rows, n_columns), whole kernels, in the
         transform's coordinates."""
@@ -181,8 +193,7 @@ class _Dictionary:
             return np.array(rest.T, order="C")
         period = len(self.matrix)
         kernels = torch.from_numpy(np.ascontiguousarray(rest.T)).view(-1, period, len(rest))
-        # the inverse, not the transpose: the integers are not quite orthonormal
-        return (torch.linalg.inv(self.matrix).float() @ kernels).view(-1, len(rest)).numpy()
+        return (self.inverse @ kernels).view(-1, len(rest)).numpy()
 
 
 def _choose(
@@ -209,14 +220,17 @@ def _choose(
         return best, best.coordinates(weight)
     forced = choice.rank is not None or asked is not None
     least = math.inf if forced else sizes[plain.index(best)] or n_bytes(best, sample.x)
-    rest = weight
-    for low_rank in _low_ranks(weight, best, target, choice.rank, seed, device):
+    chosen = best
+    for low_rank in _low_ranks(weight, best, target, choice.rank, seed, device, effort.thorough):
         one = replace(best, low_rank=low_rank)
-        product = low_rank.product()
-        n = n_bytes(one, sample.x - product[np.ix_(sample.rows, sample.columns)])
+        n = n_bytes(one, sample.x - low_rank.part(sample.rows, sample.columns))
         if n < least:
-            least, best, rest = n, one, weight - product
-    return best, best.coordinates(rest)
+            least, chosen = n, one
+    if chosen.low_rank is None:
+        return chosen, chosen.coordinates(weight)
+    rest = chosen.low_rank.product()
+    np.subtract(weight, rest, out=rest)
+    return chosen, chosen.coordinates(rest)
 
 
 def _transform(name: str, weight: NDArray[np.float32], layout: Layout) -> _Dictionary:
@@ -336,7 +350,13 @@ def _search_sparse(
 
 
 def _low_ranks(
-    weight: NDArray[np.float32], transform: _Dictionary, target: float, rank: int | None, seed: int, device: str
+    weight: NDArray[np.float32],
+    transform: _Dictionary,
+    target: float,
+    rank: int | None,
+    seed: int,
+    device: str,
+    thorough: bool,
 ) -> Iterator[LowRank]:
     """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
     smaller = min(weight.shape)
@@ -353,7 +373,7 @@ def _low_ranks(
     else:
         if smaller < 4 or weight.size < LEAST_LOW_RANK:
             return
-        energies = np.square(transform.coordinates(weight)).mean(1)
+        energies = np.square(transform.coordinates(weight[_spread(len(weight), 64)])).mean(1)
         bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
         for n_looked_at in SPECTRUM:
             atoms, coefficients, values = factors(n_looked_at)
@@ -363,7 +383,7 @@ def _low_ranks(
                 break
         if gain < LEAST_GAIN * bits:
             return
-        ranks = {best, best // 2} if best > 8 else {best}
+        ranks = {best, best // 2} - {0} if thorough else {best}
     for r in sorted(ranks, reverse=True):
         left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
         low_rank = _quantise_low_rank(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
@@ -391,7 +411,7 @@ def _best_rank(
     left = np.maximum(energies[:, None] - taken, target)
     saved = n / 2 * (np.log2(np.maximum(energies, target))[:, None] - np.log2(left)).sum(0)
     noise = ATOM_NOISE * left.mean(0)
-    cost = np.cumsum(sum(k / 2 * np.log2(1 + values**2 / (k * noise)) + 0.3 * k for k in (n, m)))
+    cost = np.cumsum(sum(k / 2 * np.log2(1 + values**2 / (k * noise)) + 0.4 * k for k in (n, m)))
     gain = np.concatenate([[0.0], saved - cost])
     return int(gain.argmax()), float(gain.max())
 
@@ -461,9 +481,8 @@ def _settle(
     scales = profile.scales(step)
     found = search.learn(part.x, part.of_scales(scales), step)
     step = search.next_step(found)
-    classes = [
-        _keep_live(profile.scales(found.step, *way), scales) for way in itertools.product((True, False), repeat=2)
-    ]
+    ways = itertools.product((True, False), repeat=2) if x.size < LEAST_SURE else ((True, True), (False, False))
+    classes = [_keep_live(profile.scales(found.step, *way), scales) for way in ways]
     scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
     found = search.learn(part.x, part.of_scales(scales), step)
     return scales, search.next_step(found)
@@ -498,6 +517,8 @@ class _Search:
     def __init__(self, target: float, trellis: Trellis, gram: NDArray[np.float32] | None) -> None:
         self.target, self.trellis, self.gram = target, trellis, gram
         self.cost = entropy.cost_table()
+        self.stretch: float | None = None
+        """Squared error of the weight / squared error of x; hardly depends on the step."""
         self.power = 1.8
         """The error grows with this power of the step."""
 
@@ -552,7 +573,9 @@ class _Search:
         gain = float(np.float32(product / square)) if square else step
         error = energy - 2 * gain * product + gain * gain * square
         if self.gram is not None:
-            error *= _stretch(x, points, gain, self.gram)
+            if self.stretch is None:
+                self.stretch = _stretch(x, points, gain, self.gram)
+            error *= self.stretch
         return _Found(step, gain, max(error, 0.0) / x.size, Symbols(points, scales, self.trellis))
 
 

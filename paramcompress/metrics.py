@@ -83,7 +83,7 @@ def _sums(original, decoded, scale):
 
 def norm(tensor: Tensor) -> float:
     """Frobenius norm, summed in float64; inf where the squares do not fit."""
-    return math.sqrt(sum(float(part.double().square().sum()) for part in _split(tensor)))
+    return math.sqrt(sum(_sums(*part, 1.0)[1] for part in _parts(tensor, tensor)))
 
 
 def is_finite(tensor: Tensor) -> bool:

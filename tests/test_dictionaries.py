@@ -57,7 +57,7 @@ def test_the_control_without_power_iterations(rng: np.random.Generator, monkeypa
     weight = low_rank(rng, 300, 200, 5, noise=0.7)
     least = least_residual(weight, 5)
     assert residual(weight, 5) < 1.01 * least
-    monkeypatch.setattr(lowrank, "N_POWER_ITERATIONS", 0)
+    monkeypatch.setattr(lowrank, "N_PASSES", 0)
     assert residual(weight, 5) > 1.01 * least
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 EXACT_BELOW = 64
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
 OVERSAMPLING = 8
-N_POWER_ITERATIONS = 1
+N_PASSES = 1
+"""Times that the random start is multiplied by W^T W."""
 
 
 def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,33 +45,36 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     n_out, n_in = weight.shape
     if not 1 <= rank <= min(n_out, n_in):
         raise ValueError(f"rank {rank} of a weight of shape {tuple(weight.shape)}")
-    if min(n_out, n_in) <= EXACT_BELOW:
-        basis = _gram_basis(weight.double())[:, :rank].float()
-    else:
-        basis = _range_basis(weight.float(), rank, generator)
-    coefficients = weight.float() @ basis
+    # a basis of the shorter side is quicker to make orthonormal; the other side's factor then has columns of length s
+    wide = n_in > n_out
+    tall = (weight.T if wide else weight).float()
+    basis = _gram_basis(tall)[:, :rank] if min(n_out, n_in) <= EXACT_BELOW else _range_basis(tall, rank, generator)
+    image = tall @ basis
     # within the subspace found, rotate to singular directions: eigenvectors of the small Gram matrix
-    rotation = torch.linalg.eigh(coefficients.T @ coefficients)[1].flip(1)[:, :rank]
-    atoms = basis @ rotation
+    rotation = torch.linalg.eigh(image.T @ image)[1].flip(1)[:, :rank]
+    basis, image = basis @ rotation, image @ rotation
+    values = image.norm(dim=0)
+    if not wide:
+        atoms, coefficients = basis, image
+    elif values[-1] > 1e-4 * values[0]:
+        atoms, coefficients = image / values, basis * values
+    else:  # what is divided by next to nothing would not be orthonormal
+        atoms = torch.linalg.qr(image)[0]
+        coefficients = weight.float() @ atoms
     signs = atoms.gather(0, atoms.abs().argmax(0, keepdim=True)).sign()
-    coefficients = coefficients @ rotation * signs
-    return atoms * signs, coefficients, coefficients.norm(dim=0)
+    return atoms * signs, coefficients * signs, values
 
 
-def _gram_basis(weight: Tensor) -> Tensor:
-    """Right singular vectors (n_in, min(n_out, n_in)), largest first, through the smaller Gram matrix."""
-    n_out, n_in = weight.shape
-    if n_in <= n_out:
-        return torch.linalg.eigh(weight.T @ weight)[1].flip(1)
-    left = torch.linalg.eigh(weight @ weight.T)[1].flip(1)
-    return torch.linalg.qr(weight.T @ left)[0]
+def _gram_basis(tall: Tensor) -> Tensor:
+    """Right singular vectors (n_in, n_in) of a matrix with n_in <= n_out, largest first."""
+    return torch.linalg.eigh(tall.double().T @ tall.double())[1].flip(1).float()
 
 
-def _range_basis(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+def _range_basis(tall: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """Orthonormal (n_in, rank + OVERSAMPLING) that spans nearly the leading right singular vectors."""
-    width = min(rank + OVERSAMPLING, *weight.shape)
-    test = torch.randn(weight.shape[0], width, generator=generator, dtype=weight.dtype).to(weight.device)
-    basis = torch.linalg.qr(weight.T @ test)[0]
-    for _ in range(N_POWER_ITERATIONS):
-        basis = torch.linalg.qr(weight.T @ torch.linalg.qr(weight @ basis)[0])[0]
+    n_in = tall.shape[1]
+    test = torch.randn(n_in, min(rank + OVERSAMPLING, n_in), generator=generator).to(tall.device)
+    basis = torch.linalg.qr(test)[0]
+    for _ in range(N_PASSES):
+        basis = torch.linalg.qr(tall.T @ (tall @ basis))[0]
     return basis
