@@ -118,7 +118,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
         n_tokens,
         bits,
     )
-    walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
+    walk = _walk(trellis), columns_per_chain(n_rows)
     n_tokens, (n_full, waiting, n_waiting) = _put_points(
         points, scales.base, scales.rows, scales.columns, *walk, contexts, tokens, raw, n_tokens, bits
     )
@@ -155,7 +155,7 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
     counts, spans, slots = (table.copy() for table in _start_model(True))
-    walk = trellis.next_state, trellis.quantiser, columns_per_chain(n_rows)
+    walk = _walk(trellis), columns_per_chain(n_rows)
     used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
@@ -165,7 +165,7 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
 def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
     """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    walk = trellis.next_state, trellis.quantiser, columns_per_chain(points.shape[1])
+    walk = _walk(trellis), columns_per_chain(points.shape[1])
     _count(points, scales.base, scales.rows, scales.columns, *walk, counts)
     return counts
 
@@ -263,6 +263,19 @@ def read_varint(stream: bytes | memoryview, at: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------- magnitudes and raw bits
 
 
+def _walk(trellis: Trellis) -> NDArray[np.uint8]:
+    """Where parity p leads from state s, at 2 s + p: twice the next state, plus the quantiser there."""
+    return (2 * trellis.next_state + trellis.quantiser[trellis.next_state]).astype(np.uint8).reshape(-1)
+
+
+_OPEN_BITS = np.array([0] * 8 + [(token - 2) // 2 - 1 for token in range(8, ESCAPE)] + [0], np.uint8)
+"""Mantissa bits that follow a token; the escape, which says itself how many, counts as none."""
+_LEAST = np.array([*range(8), *((2 + (token & 1)) << (token - 2) // 2 - 1 for token in range(8, ESCAPE)), 0], np.uint8)
+"""Least magnitude of a token."""
+_TOKENS = np.repeat(np.arange(ESCAPE, dtype=np.uint8), np.diff(np.append(_LEAST[:ESCAPE], ESCAPE_FROM)))
+"""Token of each magnitude below ESCAPE_FROM."""
+
+
 @compiled
 def token_of(magnitude: int) -> int:
     """Token of a magnitude; docs/format.md has the table."""
@@ -298,19 +311,24 @@ def _push(raw, bits, value, n):
     n_words, waiting, n_waiting = bits
     waiting |= np.uint64(value) << np.uint64(n_waiting)
     n_waiting += n
-    if n_waiting >= 32:
-        raw[n_words] = waiting & np.uint64(0xFFFFFFFF)
-        waiting >>= np.uint64(32)
-        n_words += 1
-        n_waiting -= 32
-    return n_words, waiting, n_waiting
+    # the word is written whether it is full or not: a branch would cost more, since nobody can foresee it
+    raw[np.uintp(n_words)] = waiting & np.uint64(0xFFFFFFFF)
+    full = n_waiting >> 5
+    waiting >>= np.uint64(full << 5)
+    return n_words + full, waiting, n_waiting & 31
+
+
+@compiled
+def _window(raw, at):
+    """At least 33 bits from bit `at` on."""
+    word = np.uintp(at >> 5)
+    wide = np.uint64(raw[word]) | np.uint64(raw[word + np.uintp(1)]) << np.uint64(32)
+    return wide >> np.uint64(at & 31)
 
 
 @compiled
 def _read_bits(raw, at, n):
-    word = at >> 5
-    wide = np.uint64(raw[word]) | np.uint64(raw[word + 1]) << np.uint64(32)
-    return np.int64(wide >> np.uint64(at & 31)) & ((np.int64(1) << n) - 1)
+    return np.int64(_window(raw, at)) & ((np.int64(1) << n) - 1)
 
 
 @compiled
@@ -410,53 +428,61 @@ def scale_context(scale_class: int) -> tuple[int, int]:
 
 
 @compiled
-def _put_points(points, base, rows, columns, next_state, quantiser, per_chain, contexts, tokens, raw, n_tokens, bits):
+def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, raw, n_tokens, bits):
     """Context and token of every live point; n_tokens -1 where one does not fit trellis or classes."""
-    state = 0
+    at = np.int64(0)  # twice the state, plus its quantiser
     for j in range(points.shape[0]):
         if j % per_chain == 0:
-            state = 0
-        for i in range(points.shape[1]):
+            at = np.int64(0)
+        column = columns[j]
+        for i in range(np.uintp(points.shape[1])):
             point = np.int64(points[j, i])
-            if rows[i] < 0 or columns[j] < 0:
+            row = rows[i]
+            if row < 0 or column < 0:
                 if point != 0:
                     return -1, bits
                 continue
-            c, shift = scale_context(base + rows[i] + columns[j])
-            q = np.int64(quantiser[state])
+            c, shift = scale_context(base + row + column)
+            q = at & 1
             negative = np.int64(point < 0)
             size = abs(point)
             nonzero = np.int64(size > 0)
             if (size ^ q) & nonzero:
                 return -1, bits
             k = (size + q) >> 1
-            token = k >> shift
-            if token >= 8:
-                token = token_of(k >> shift)
-                bits = _put_mantissa(k >> shift, token, raw, bits)
-            if shift:
-                bits = _push(raw, bits, k & ((1 << shift) - 1), shift)
-            bits = _push(raw, bits, negative, nonzero)
-            contexts[n_tokens] = 2 * c + q
-            tokens[n_tokens] = token
+            head = k >> shift
+            if head < ESCAPE_FROM:
+                token = np.int64(_TOKENS[np.uintp(head)])
+            else:
+                token = np.int64(ESCAPE)
+                bits = _put_mantissa(head, token, raw, bits)
+            # mantissa, shifted bits and sign are one string
+            n = np.int64(_OPEN_BITS[np.uintp(token)])
+            value = (head & ((1 << n) - 1)) | (k & ((1 << shift) - 1)) << n | negative << (n + shift)
+            bits = _push(raw, bits, value, n + shift + nonzero)
+            contexts[np.uintp(n_tokens)] = 2 * c + q
+            tokens[np.uintp(n_tokens)] = token
             n_tokens += 1
-            state = next_state[state, k & 1]
+            at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
     return n_tokens, bits
 
 
 @compiled
-def _count(points, base, rows, columns, next_state, quantiser, per_chain, counts):
-    state = 0
+def _count(points, base, rows, columns, walk, per_chain, counts):
+    at = np.int64(0)
     for j in range(points.shape[0]):
         if j % per_chain == 0:
-            state = 0
-        for i in range(points.shape[1]):
-            if rows[i] >= 0 and columns[j] >= 0:
-                c, shift = scale_context(base + rows[i] + columns[j])
-                q = np.int64(quantiser[state])
-                k = (abs(points[j, i]) + q) >> 1
-                counts[c, q, token_of(k >> shift)] += 1
-                state = next_state[state, k & 1]
+            at = np.int64(0)
+        column = columns[j]
+        for i in range(np.uintp(points.shape[1])):
+            row = rows[i]
+            if row >= 0 and column >= 0:
+                c, shift = scale_context(base + row + column)
+                k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
+                head = k >> shift
+                token = np.int64(_TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
+                counts[np.uintp(c), np.uintp(at & 1), np.uintp(token)] += 1
+                at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
 
 
 # ------------------------------------------------------------------------------------------- adaptive model and rANS
@@ -516,6 +542,11 @@ def _longer(interval):
     return min(interval + (interval >> 2), _LONGEST_INTERVAL)
 
 
+_RECIPROCALS = np.array([0] + [-(-(1 << 44) // frequency) for frequency in range(1, TOTAL)], np.uint64)
+"""2**44 / frequency, rounded up: (state * reciprocal) >> 44 is state // frequency for all state < frequency << 20, and
+the product stays below 2**64."""
+
+
 @compiled
 def _encode_tokens(contexts, tokens, counts, spans, no_slots):
     """Words of a token sequence. Each block: the model runs forwards, the coder backwards over what the model said."""
@@ -548,7 +579,7 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
                 backwards[n_words] = state & np.uint32(0xFFFF)
                 n_words += 1
                 state >>= np.uint32(16)
-            quotient = state // frequency
+            quotient = np.uint32((np.uint64(state) * _RECIPROCALS[frequency]) >> np.uint64(44))
             state = (
                 (quotient << np.uint32(FREQUENCY_BITS)) + (state - quotient * frequency) + (said[i] >> np.uint32(16))
             )
@@ -626,7 +657,7 @@ def _get_classes(
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_chain, counts, spans, slots, points):
+def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, spans, slots, points):
     """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
     n_columns, n_rows = points.shape
     totals = np.zeros(len(counts), np.int64)
@@ -674,15 +705,18 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_
         return -1, -1
     state = np.uint32(clock[0])
     at = clock[1]
-    chain = 0
+    last = len(words) - 1
+    here = np.int64(0)  # twice the state of the trellis, plus its quantiser
     for j in range(n_columns):
         if j % per_chain == 0:
-            chain = 0
-        if columns[j] < 0:
+            here = np.int64(0)
+        column = columns[j]
+        if column < 0:
             points[j] = 0
             continue
-        for i in range(n_rows):
-            if rows[i] < 0:
+        for i in range(np.uintp(n_rows)):
+            row = rows[i]
+            if row < 0:
                 points[j, i] = 0
                 continue
             if left == 0:
@@ -694,35 +728,35 @@ def _decode(words, raw, n_bits, flags, base, period, next_state, quantiser, per_
                 at = clock[1]
                 left = clock[3]
             left -= 1
-            c, shift = scale_context(base + rows[i] + columns[j])
-            q = np.int64(quantiser[chain])
-            c = 2 * c + q
+            c, shift = scale_context(base + row + column)
+            q = here & 1
+            context = np.uintp(2 * c + q)
             slot = state & np.uint32(TOTAL - 1)
-            token = np.int64(slots[c, slot])
-            span = spans[c, token]
-            state = (span & np.uint32(0xFFFF)) * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16))
-            if state < STATE_START:
-                if at >= len(words):
-                    return -1, -1
-                state = state << np.uint32(16) | np.uint32(words[at])
-                at += 1
-            counts[c, token] += _COUNT
-            k = token
-            if token >= 8:
-                k, bit = _mantissa(token, raw, bit)
-            if shift:
-                k = k << shift | _read_bits(raw, bit, shift)
-                bit += shift
-            # a sign follows every symbol that is not zero; read always, used without a branch that could not be
-            # foreseen
+            token = np.uintp(slots[context, slot])
+            span = spans[context, token]
+            frequency = span & np.uint32(0xFFFF)
+            state = np.uint32(frequency * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16)))
+            # from here on without branches, since nobody could foresee which way they go
+            more = state < STATE_START
+            word = np.uint32(words[np.uintp(min(at, last))])
+            state = np.uint32(state << np.uint32(16) | word) if more else state
+            at += more
+            counts[context, token] += _COUNT
+            n = np.int64(_OPEN_BITS[token])
+            head = np.int64(_LEAST[token])
+            if token == ESCAPE:
+                head, bit = _mantissa(np.int64(token), raw, bit)
+            string = np.int64(_window(raw, bit) & np.uint64(0x1FFFFFFFF))
+            head += string & ((1 << n) - 1)
+            k = head << shift | string >> n & ((1 << shift) - 1)
             nonzero = np.int64(k != 0)
-            sign = _read_bits(raw, bit, 1) & nonzero
-            bit += nonzero
+            sign = string >> (n + shift) & nonzero
+            bit += n + shift + nonzero
             size = 2 * k - (q & nonzero)
-            if bit > n_bits or size >= POINT_LIMIT:
+            if bit > n_bits or size >= POINT_LIMIT or at > len(words):
                 return -1, -1
             points[j, i] = (size ^ -sign) + sign
-            chain = next_state[chain, k & 1]
+            here = np.int64(walk[np.uintp((here & ~1) | (k & 1))])
     if state != STATE_START:
         return -1, -1
     return at, bit

@@ -120,11 +120,11 @@ def _encode_factored(
     norm = metrics.norm(tensor)
     if norm == 0 or not math.isfinite(norm) or not np.isfinite(weight).all():
         return None
-    # fitted near 1, where squares have room in float32; a power of two changes no digit
+    # squares have to have room in float32; a power of two changes no digit
     exponent = round(math.log2(norm / math.sqrt(tensor.numel())))
     if abs(exponent) > 120:
         return None
-    scale = 2.0**-exponent
+    scale = 2.0**-exponent if abs(exponent) > 40 else 1.0
     if scale != 1:
         weight = np.multiply(weight, np.float32(scale), dtype=np.float32)
     by_hand = setting.choice.density is not None or setting.choice.rank is not None

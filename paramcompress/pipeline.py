@@ -8,6 +8,7 @@ is a few layers and not the model.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
@@ -203,7 +204,7 @@ class _Job:
                 entry = _same(entries[info.alias_of or ""], info.name, tied=True)
                 stream = b""
             else:
-                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, piece.stream)
+                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, hashlib.sha256(piece.stream).digest())
                 twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
                 entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
                 stream = piece.stream

@@ -12,7 +12,7 @@ from torch import Tensor
 EXACT_BELOW = 64
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
 OVERSAMPLING = 8
-N_PASSES = 1
+N_PASSES = 2
 """Times that the random start is multiplied by W^T W."""
 
 
