@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import gaussian, low_rank, raw, smooth_kernels
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
