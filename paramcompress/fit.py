@@ -62,8 +62,6 @@ SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
 IN_PLACE = 1 << 22
 """Numbers from which x is scaled where it lies."""
-LEAST_SURE = 1 << 15
-"""Numbers from which classes for one side alone are not tried."""
 LEAST_LEARNT = 2048
 """Weights below which token costs are left at the prior's."""
 MOST_SEARCHES = 6
@@ -481,7 +479,7 @@ def _settle(
     scales = profile.scales(step)
     found = search.learn(part.x, part.of_scales(scales), step)
     step = search.next_step(found)
-    ways = itertools.product((True, False), repeat=2) if x.size < LEAST_SURE else ((True, True), (False, False))
+    ways = itertools.product((True, False), repeat=2)
     classes = [_keep_live(profile.scales(found.step, *way), scales) for way in ways]
     scales = min(classes, key=lambda one: _class_bits(one, period) + _grown_bits(found, part.of_scales(one), x.size))
     found = search.learn(part.x, part.of_scales(scales), step)
