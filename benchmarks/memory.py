@@ -1,6 +1,6 @@
 """Anonymous memory that squeezing and expanding a large sharded checkpoint add to what importing torch and numba takes.
 
-    python benchmarks/memory.py                     # 1 GB, largest tensor 64 MB: the promise of docs/design.md
+    python benchmarks/memory.py                     # 1 GB, largest tensor 64 MB
     python benchmarks/memory.py --megabytes 256     # the same with fewer tensors
 
 Makes the checkpoint in a temporary folder, a few rows at a time. Runs each command in a process of its own and reads
