@@ -2,13 +2,11 @@
 
 What is minimised is bytes, at a squared error that is given. Three nested choices:
 
-- *Dictionary.* Every candidate (none, patch, cosine, each with and without lowrank) is quantised and packed on a
-  sample of the
-  columns, at equal error; the smallest wins. Rank by rate and distortion first: a direction pays when the bits it
-  takes off the rest of the layer exceed the bits of its two vectors.
-- *Step.* The quantiser trades error for bits at a fixed price, BIT_WEIGHT squared steps a bit, which is the slope
-  of the rate-distortion
-  function where the trellis works; so the step alone sets the error, and a secant search finds it.
+- *Dictionary.* Candidates are quantised on the plain grid, on a sample; the least entropy at equal error wins. First
+  the transform (none, patch, cosine), then low rank beside it: a direction pays when the bits it takes off the rest
+  of the layer exceed the bits of its two vectors.
+- *Step.* The quantiser trades error for bits at a fixed price, BIT_WEIGHT squared steps a bit, which is the slope of
+  the rate-distortion function where the trellis works; so the step alone sets the error, and a secant search finds it.
 - *Points.* `quantize`, with costs from the points of the search so far.
 
 Shapes: W (n_out, n_in * K), x its transpose (n_in * K, n_out) in dictionary coordinates, D (n_in * K, r), C (n_out, r).
