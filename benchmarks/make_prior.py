@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramcompress.entropy import N_CLASSES, N_TOKENS, UNIT_CLASS, Scales, histogram, raw_bits_of, token_of
+from paramcompress.entropy import N_CLASSES, N_TOKENS, UNIT_CLASS, Scales, token_of
+from paramcompress.prices import histogram, raw_bits_of
 from paramcompress.quantize import quantize
 from paramcompress.trellis import TRELLISES
 
@@ -42,7 +43,7 @@ def simulate(scale_class: int) -> np.ndarray:
     )
     for _ in range(3):
         cost = -np.log2(counts / counts.sum(-1, keepdims=True))[:, :, tokens] + raw
-        points, _ = quantize(x, scales, TRELLISES[8], cost.astype(np.float32), BIT_WEIGHT)
+        points = quantize(x, scales, TRELLISES[8], cost.astype(np.float32), BIT_WEIGHT)
         counts = histogram(points, scales, TRELLISES[8]) + 0.25 ** np.arange(N_TOKENS)
     return counts[scale_class] / counts[scale_class].sum(-1, keepdims=True)
 

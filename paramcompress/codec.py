@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ MOST_KERNEL = 256
 """Largest K that a transform is offered for: its matrix is multiplied with every kernel."""
 LARGEST_KERNEL_AXIS = 16
 """The last of three axes is a kernel up to this length; above, the tensor is a stack of matrices."""
-_ROW_BLOCK = 256
-"""Rows reconstructed at a time."""
+_TILE_ROWS, _TILE_COLUMNS = 128, 16
+"""Rows and columns reconstructed at a time; whole kernels, so that the columns may be more."""
 _ZSTD_LEVEL = 9
 
 
@@ -119,7 +119,8 @@ class LowRank:
     def part(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, columns) of the product, to float32's precision; for estimates."""
         left = self.weighted_coefficients[:, rows].astype(np.float32) * np.float32(self.scale)
-        return left.T @ self.atoms.points[:, columns].astype(np.float32)
+        right = self.atoms.points[:, columns].astype(np.float32)
+        return (torch.from_numpy(left).T @ torch.from_numpy(right)).numpy()  # numpy would start threads of its own
 
     def product(self) -> NDArray[np.float32]:
         """(n_out, n_in * K): scale * C D^T."""
@@ -191,10 +192,7 @@ class Factors:
             assert self.basis is not None
             return self.basis.astype(np.float64), -(PATCH_SCALE.bit_length() - 1)
         if self.transform == "cosine":
-            axes = self.layout.kernel
-            return cosine_basis(axes, COSINE_SCALE).numpy().astype(np.float64), -(
-                (COSINE_SCALE.bit_length() - 1) * len(axes)
-            )
+            return _cosine_integers(self.layout.kernel)
         return None
 
     def reconstruct(self) -> NDArray[np.float32]:
@@ -217,47 +215,77 @@ class Factors:
         return out
 
 
+@cache
+def _cosine_integers(kernel: tuple[int, ...]) -> tuple[NDArray[np.float64], int]:
+    """`Factors.basis_matrix` of the cosine transform, the same for all layers with such kernels."""
+    integers = cosine_basis(kernel, COSINE_SCALE).numpy().astype(np.float64)
+    return integers, -(COSINE_SCALE.bit_length() - 1) * len(kernel)
+
+
 @compiled
 def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     """out = float32(step * S Q^T + scale * C D^T); either part may be missing (no rows), Q too.
 
     matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products
-    with step and scale and the one addition each round once, in float64. Rows go in blocks, so that what is written
-    column by column stays in cache.
+    with step and scale and the one addition each round once, in float64. Goes by tiles of rows and columns, which stay
+    in the nearest cache while they are turned from columns to rows.
     """
     n_rows, n_columns = out.shape
     period = period if len(matrix) else 1
-    total = np.empty((period, _ROW_BLOCK))
-    for first_row in range(0, n_rows, _ROW_BLOCK):
-        rows = slice(first_row, min(first_row + _ROW_BLOCK, n_rows))
-        block = out[rows]
-        n_here = len(block)
-        for first in range(0, n_columns, period):
-            for at in range(period):
-                sums = total[at]
-                sums[:] = 0.0
-                if len(matrix):
-                    for k in range(period):
-                        _add(sums, matrix[at, k], points[first + k, rows])
-                elif len(points):
-                    _add(sums, 1.0, points[first + at, rows])
-                for i in range(n_here):
-                    sums[i] *= step
+    width = period * max(1, _TILE_COLUMNS // period)
+    tile = np.empty((width, _TILE_ROWS + 8), np.float32)  # 8 more, lest the columns compete for the same cache lines
+    kernel = np.empty((period, _TILE_ROWS))
+    sums = np.empty(_TILE_ROWS)
+    low = np.empty(_TILE_ROWS)
+    for first_row in range(0, n_rows, _TILE_ROWS):
+        rows = slice(first_row, min(first_row + _TILE_ROWS, n_rows))
+        n_here = rows.stop - first_row
+        block = coefficients[:, rows].copy()  # LLVM makes vector instructions for arrays without gaps only
+        for first in range(0, n_columns, width):
+            n_wide = min(width, n_columns - first)
+            for at in range(n_wide):
+                j = first + at
+                if len(points) == 0:
+                    sums[:n_here] = 0.0
+                elif len(matrix):
+                    place = at % period
+                    if place == 0:
+                        for k in range(period):
+                            kernel[k, :n_here] = points[j + k, rows]
+                    _combine(sums, matrix[place], kernel, n_here)
+                else:
+                    sums[:n_here] = points[j, rows]
                 if len(atoms):
-                    low = np.zeros(n_here)
-                    for a in range(len(atoms)):
-                        _add(low, np.float64(atoms[a, first + at]), coefficients[a, rows])
+                    _combine(low, atoms[:, j], block, n_here)
                     for i in range(n_here):
-                        sums[i] += scale * low[i]
+                        sums[i] = sums[i] * step + low[i] * scale
+                else:
+                    for i in range(n_here):
+                        sums[i] *= step
+                for i in range(n_here):
+                    tile[at, i] = sums[i]
             for i in range(n_here):
-                for at in range(period):
-                    block[i, first + at] = total[at, i]
+                for at in range(n_wide):
+                    out[first_row + i, first + at] = tile[at, i]
 
 
 @compiled
-def _add(sums, factor, terms):
-    for i in range(len(terms)):
-        sums[i] += factor * terms[i]
+def _combine(sums, factors, terms, n):
+    """sums = factors @ terms over the first n columns, four rows of terms at a time."""
+    sums[:n] = 0.0
+    k = 0
+    while k + 4 <= len(factors):
+        a, b, c, d = (
+            np.float64(factors[k]), np.float64(factors[k + 1]), np.float64(factors[k + 2]), np.float64(factors[k + 3])
+        )  # fmt: skip
+        for i in range(n):
+            sums[i] += a * terms[k, i] + b * terms[k + 1, i] + c * terms[k + 2, i] + d * terms[k + 3, i]
+        k += 4
+    while k < len(factors):
+        a = np.float64(factors[k])
+        for i in range(n):
+            sums[i] += a * terms[k, i]
+        k += 1
 
 
 # ------------------------------------------------------------------------------------------- factored

@@ -49,8 +49,6 @@ TOTAL = 1 << FREQUENCY_BITS
 BLOCK = 1 << 16
 STATE_START = 1 << 16
 
-N_MAGNITUDES = 128
-"""Magnitudes whose cost the quantiser tells apart; all above cost as much as the last."""
 MOST_CLASS = 127
 """Largest class of a row or column, before the base is added."""
 MOST_SHIFT = 24
@@ -59,9 +57,12 @@ POINT_LIMIT = 1 << 30
 _ROW_DEAD = 2 * N_CLASSES
 """Context of a row's dead flag; the next one is for its class, the two after that are the columns'."""
 _COLUMN_DEAD = _ROW_DEAD + 2
-_COUNT = 16
+COUNT = 16
 """What one occurrence adds; the prior counts in the same unit, so this sets how soon data outweigh it."""
 _COUNT_LIMIT = 1 << 19
+_COARSE = 4
+"""A decoder looks up the token of every 16th slot and walks on from there: a table of all slots would take longer to
+make than it saves, and not fit the nearest cache."""
 _FIRST_INTERVAL = 32
 _LONGEST_INTERVAL = 16384
 """Tokens between two rebuilds of the frequencies: the first interval, and what the growing ones end at."""
@@ -118,7 +119,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
         n_tokens,
         bits,
     )
-    walk = _walk(trellis), columns_per_chain(n_rows)
+    walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
     n_tokens, (n_full, waiting, n_waiting) = _put_points(
         points, scales.base, scales.rows, scales.columns, *walk, contexts, tokens, raw, n_tokens, bits
     )
@@ -129,7 +130,8 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     counts, spans, no_slots = _start_model(False)
     words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts.copy(), spans.copy(), no_slots)
     head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + scales.base.to_bytes(1, "little", signed=True)
-    return head + varint(len(words)) + words.astype("<u2").tobytes() + raw.astype("<u4").tobytes()[: (n_bits + 7) // 8]
+    bit_string = raw[: n_full + 1].astype("<u4").tobytes()[: (n_bits + 7) // 8]
+    return head + varint(len(words)) + words.astype("<u2").tobytes() + bit_string
 
 
 def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: int = 1) -> NDArray[np.int32]:
@@ -155,68 +157,11 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
     counts, spans, slots = (table.copy() for table in _start_model(True))
-    walk = _walk(trellis), columns_per_chain(n_rows)
+    walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
     used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
-
-
-def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
-    """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
-    counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    walk = _walk(trellis), columns_per_chain(points.shape[1])
-    _count(points, scales.base, scales.rows, scales.columns, *walk, counts)
-    return counts
-
-
-def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
-    """(N_CLASSES, 2, N_MAGNITUDES) bits of a magnitude, sign and mantissa included, after such a histogram.
-
-    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of
-    the format.
-    """
-    if counts is None:
-        return _prior_costs()
-    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT + counts)
-
-
-@cache
-def _prior_costs() -> NDArray[np.float32]:
-    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / _COUNT)
-
-
-def _costs(table: NDArray[np.float64]) -> NDArray[np.float32]:
-    bits = (np.log2(table.sum(-1, keepdims=True)) - np.log2(table)).astype(np.float32)
-    tokens, raw_bits = _magnitudes()
-    return bits[:, :, tokens] + raw_bits
-
-
-@cache
-def token_raw_bits() -> NDArray[np.int64]:
-    """(N_TOKENS,) raw bits that follow each token, a sign included; those of the escape as if it were the next half
-    octave."""
-    firsts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, ESCAPE_FROM]
-    return np.array([raw_bits_of(first) for first in firsts])
-
-
-@cache
-def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Token and raw bits of the magnitudes 0 to N_MAGNITUDES - 1."""
-    magnitudes = range(N_MAGNITUDES)
-    return np.array([token_of(k) for k in magnitudes]), np.array([raw_bits_of(k) for k in magnitudes], np.float32)
-
-
-def class_bits(scales: Scales, period: int) -> float:
-    """Entropy of the classes and dead flags as they are coded; the coder stays near it."""
-    bits = 0.0
-    for classes, own_period in ((scales.rows, 1), (scales.columns, period)):
-        ways = (False, True) if classes is scales.columns else (False,)
-        bits += min(_distance_bits(classes, own_period, local) for local in ways)
-        dead = float((classes < 0).mean())
-        if dead > 0:
-            bits -= len(classes) * (dead * np.log2(dead) + (1 - dead) * np.log2(max(1 - dead, 1e-9)))
-    return bits
 
 
 def _flags(scales: Scales, period: int) -> int:
@@ -227,15 +172,8 @@ def _flags(scales: Scales, period: int) -> int:
         | int(scales.columns.max(initial=0) > 0) << 1
         | int(scales.rows.min(initial=0) < 0) << 2
         | int(scales.columns.min(initial=0) < 0) << 3
-        | int(_distance_bits(scales.columns, period, True) < _distance_bits(scales.columns, period, False)) << 4
+        | int(distance_bits(scales.columns, period, True) < distance_bits(scales.columns, period, False)) << 4
     )
-
-
-def _distance_bits(classes: NDArray[np.int16], period: int, local: bool) -> float:
-    """Entropy of what the classes of one side are coded as."""
-    counts = _count_distances(classes, period, local)
-    counts = counts[counts > 0]
-    return float((counts * np.log2(counts.sum() / counts)).sum()) if len(counts) else 0.0
 
 
 def varint(value: int) -> bytes:
@@ -263,16 +201,17 @@ def read_varint(stream: bytes | memoryview, at: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------- magnitudes and raw bits
 
 
-def _walk(trellis: Trellis) -> NDArray[np.uint8]:
-    """Where parity p leads from state s, at 2 s + p: twice the next state, plus the quantiser there."""
-    return (2 * trellis.next_state + trellis.quantiser[trellis.next_state]).astype(np.uint8).reshape(-1)
+WALKS = {
+    n: (2 * one.next_state + one.quantiser[one.next_state]).astype(np.uint8).reshape(-1) for n, one in TRELLISES.items()
+}
+"""By number of states: where parity p leads from state s, at 2 s + p: twice the next state plus the quantiser there."""
 
 
 _OPEN_BITS = np.array([0] * 8 + [(token - 2) // 2 - 1 for token in range(8, ESCAPE)] + [0], np.uint8)
 """Mantissa bits that follow a token; the escape, which says itself how many, counts as none."""
 _LEAST = np.array([*range(8), *((2 + (token & 1)) << (token - 2) // 2 - 1 for token in range(8, ESCAPE)), 0], np.uint8)
 """Least magnitude of a token."""
-_TOKENS = np.repeat(np.arange(ESCAPE, dtype=np.uint8), np.diff(np.append(_LEAST[:ESCAPE], ESCAPE_FROM)))
+TOKENS = np.repeat(np.arange(ESCAPE, dtype=np.uint8), np.diff(np.append(_LEAST[:ESCAPE], ESCAPE_FROM)))
 """Token of each magnitude below ESCAPE_FROM."""
 
 
@@ -287,22 +226,6 @@ def token_of(magnitude: int) -> int:
     while magnitude >> (octave + 1):
         octave += 1
     return 2 + 2 * octave + (magnitude >> (octave - 1) & 1)
-
-
-@compiled
-def raw_bits_of(magnitude: int) -> int:
-    """Raw bits that follow the token of a magnitude: its sign and what the token left open."""
-    if magnitude < 8:
-        return 1 if magnitude else 0
-    if magnitude >= ESCAPE_FROM:
-        length = 0
-        while (magnitude - 95) >> (length + 1):
-            length += 1
-        return 6 + length
-    octave = 3
-    while magnitude >> (octave + 1):
-        octave += 1
-    return octave
 
 
 @compiled
@@ -399,6 +322,23 @@ def _count_distances(classes, period, local):
 
 
 @compiled
+def distance_bits(classes, period, local):
+    """Entropy of what the classes of one side are coded as."""
+    return entropy_bits(_count_distances(classes, period, local))
+
+
+@compiled
+def entropy_bits(counts):
+    """Bits of as many symbols as counts say, by their own frequencies."""
+    total = counts.sum()
+    bits = 0.0
+    for count in counts:
+        if count > 0:
+            bits += count * np.log2(total / count)
+    return bits
+
+
+@compiled
 def _note_class(total, count, phase, value, local):
     if local:
         total[phase] = value
@@ -452,7 +392,7 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
             k = (size + q) >> 1
             head = k >> shift
             if head < ESCAPE_FROM:
-                token = np.int64(_TOKENS[np.uintp(head)])
+                token = np.int64(TOKENS[np.uintp(head)])
             else:
                 token = np.int64(ESCAPE)
                 bits = _put_mantissa(head, token, raw, bits)
@@ -467,33 +407,15 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
     return n_tokens, bits
 
 
-@compiled
-def _count(points, base, rows, columns, walk, per_chain, counts):
-    at = np.int64(0)
-    for j in range(points.shape[0]):
-        if j % per_chain == 0:
-            at = np.int64(0)
-        column = columns[j]
-        for i in range(np.uintp(points.shape[1])):
-            row = rows[i]
-            if row >= 0 and column >= 0:
-                c, shift = scale_context(base + row + column)
-                k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
-                head = k >> shift
-                token = np.int64(_TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
-                counts[np.uintp(c), np.uintp(at & 1), np.uintp(token)] += 1
-                at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
-
-
 # ------------------------------------------------------------------------------------------- adaptive model and rANS
 
 
 @cache
 def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
     """Counts, spans and, for a decoder, slots before the first token; read-only, to be copied."""
-    counts = np.concatenate([PRIOR, np.full((4, N_TOKENS), _COUNT, np.int32)])
+    counts = np.concatenate([PRIOR, np.full((4, N_TOKENS), COUNT, np.int32)])
     spans = np.zeros(counts.shape, np.uint32)
-    slots = np.zeros((len(counts), TOTAL if decoder else 0), np.uint8)
+    slots = np.zeros((len(counts), TOTAL >> _COARSE if decoder else 0), np.uint8)
     _relearn(counts, np.zeros(len(counts), np.int64), spans, slots)
     return counts, spans, slots
 
@@ -503,8 +425,8 @@ def _relearn(counts, totals, spans, slots):
     """Frequencies of every context whose counts have changed since `totals`.
 
     At least 1 for each token, TOTAL together; what rounding leaves over goes to the likeliest token.
-    spans[c, t]: first slot << 16 | frequency. slots[c, slot]: its token, where the caller wants that (TOTAL columns
-    or none).
+    spans[c, t]: first slot << 16 | frequency. slots[c, slot >> _COARSE]: the token of the first of these slots, where
+    the caller wants that.
     """
     for c in range(counts.shape[0]):
         total = np.int64(0)
@@ -516,18 +438,23 @@ def _relearn(counts, totals, spans, slots):
         if total == totals[c]:
             continue
         spare = TOTAL
+        share = (np.int64(TOTAL - N_TOKENS) << 32) // total  # one division for sixteen
         for t in range(N_TOKENS):
-            frequency = 1 + counts[c, t] * np.int64(TOTAL - N_TOKENS) // total
+            frequency = 1 + (counts[c, t] * share >> 32)
             spans[c, t] = frequency
             spare -= frequency
         spans[c, best] += spare
         start = 0
+        coarse = 0
         for t in range(N_TOKENS):
             frequency = np.int64(spans[c, t])
             spans[c, t] |= np.uint32(start << 16)
-            if slots.shape[1]:
-                slots[c, start : start + frequency] = t
             start += frequency
+            if slots.shape[1]:
+                until = (start + (1 << _COARSE) - 1) >> _COARSE
+                for slot in range(coarse, until):
+                    slots[c, slot] = t
+                coarse = until
         if total > _COUNT_LIMIT:
             total = 0
             for t in range(N_TOKENS):
@@ -566,7 +493,7 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
                 c = contexts[done + i]
                 t = tokens[done + i]
                 said[n_block + i] = spans[c, t]
-                counts[c, t] += _COUNT
+                counts[c, t] += COUNT
             n_block += n_run
             done += n_run
             interval = _longer(interval)
@@ -615,6 +542,17 @@ def _turn(words, clock, counts, totals, spans, slots):
 
 
 @compiled
+def _look_up(slots, spans, context, slot):
+    """Token and span of a slot."""
+    token = np.uintp(slots[context, slot >> np.uint32(_COARSE)])
+    span = spans[context, token]
+    while slot - (span >> np.uint32(16)) >= span & np.uint32(0xFFFF):
+        token += np.uintp(1)
+        span = spans[context, token]
+    return token, span
+
+
+@compiled
 def _get_classes(
     classes, coded, flagged, period, local, context, words, raw, n_bits, clock, left, bit, counts, totals, spans, slots
 ):
@@ -633,8 +571,7 @@ def _get_classes(
             left -= 1
             state = np.uint32(clock[0])
             slot = state & np.uint32(TOTAL - 1)
-            token = np.int64(slots[context + part, slot])
-            span = spans[context + part, token]
+            token, span = _look_up(slots, spans, np.uintp(context + part), slot)
             state = (span & np.uint32(0xFFFF)) * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16))
             if state < STATE_START:
                 if clock[1] >= len(words):
@@ -642,11 +579,11 @@ def _get_classes(
                 state = state << np.uint32(16) | np.uint32(words[clock[1]])
                 clock[1] += 1
             clock[0] = state
-            counts[context + part, token] += _COUNT
+            counts[context + part, token] += COUNT
             if part == 0:
                 classes[i] = DEAD if token else 0
                 continue
-            zigzag, bit = _mantissa(token, raw, bit)
+            zigzag, bit = _mantissa(np.int64(token), raw, bit)
             phase = i % period
             value = _mean_class(total, count, phase) + ((zigzag >> 1) ^ -(zigzag & 1))
             if bit > n_bits or value < 0 or value > MOST_CLASS:
@@ -732,8 +669,7 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, sp
             q = here & 1
             context = np.uintp(2 * c + q)
             slot = state & np.uint32(TOTAL - 1)
-            token = np.uintp(slots[context, slot])
-            span = spans[context, token]
+            token, span = _look_up(slots, spans, context, slot)
             frequency = span & np.uint32(0xFFFF)
             state = np.uint32(frequency * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16)))
             # from here on without branches, since nobody could foresee which way they go
@@ -741,17 +677,24 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, sp
             word = np.uint32(words[np.uintp(min(at, last))])
             state = np.uint32(state << np.uint32(16) | word) if more else state
             at += more
-            counts[context, token] += _COUNT
+            counts[context, token] += COUNT
             n = np.int64(_OPEN_BITS[token])
             head = np.int64(_LEAST[token])
-            if token == ESCAPE:
-                head, bit = _mantissa(np.int64(token), raw, bit)
-            string = np.int64(_window(raw, bit) & np.uint64(0x1FFFFFFFF))
-            head += string & ((1 << n) - 1)
-            k = head << shift | string >> n & ((1 << shift) - 1)
-            nonzero = np.int64(k != 0)
-            sign = string >> (n + shift) & nonzero
-            bit += n + shift + nonzero
+            if shift == 0 and token != ESCAPE:  # what is read is known from the token: the next need not wait for it
+                string = np.int64(_window(raw, bit))
+                nonzero = np.int64(token != 0)
+                k = head + (string & ((1 << n) - 1))
+                sign = string >> n & nonzero
+                bit += n + nonzero
+            else:
+                if token == ESCAPE:
+                    head, bit = _mantissa(np.int64(token), raw, bit)
+                string = np.int64(_window(raw, bit) & np.uint64(0x1FFFFFFFF))
+                head += string & ((1 << n) - 1)
+                k = head << shift | string >> n & ((1 << shift) - 1)
+                nonzero = np.int64(k != 0)
+                sign = string >> (n + shift) & nonzero
+                bit += n + shift + nonzero
             size = 2 * k - (q & nonzero)
             if bit > n_bits or size >= POINT_LIMIT or at > len(words):
                 return -1, -1

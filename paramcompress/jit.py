@@ -18,11 +18,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Where nothing can be cached (a read-only installation without a home, a full disk) or the cache is damaged, each
     process compiles anew.
     """
-    compile_cached: Callable[[Callable[..., Any]], Any] = numba.njit(cache=True, nogil=True)
+    return _compile(function, fastmath=False)
+
+
+def compiled_sums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for sums that may be taken in any order, and are then taken several numbers at a time: their last digits
+    can differ from machine to machine. For what an encoder measures, never for what a decoder computes."""
+    return _compile(function, fastmath={"reassoc", "contract"})
+
+
+def _compile(function: Callable[..., Any], fastmath: bool | set[str]) -> Callable[..., Any]:
+    compile_cached: Callable[[Callable[..., Any]], Any] = numba.njit(cache=True, nogil=True, fastmath=fastmath)
     try:
         dispatcher = compile_cached(function)
     except RuntimeError:  # "cannot cache function: no locator available"
-        compile_alone: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(nogil=True)
+        compile_alone: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(nogil=True, fastmath=fastmath)
         return compile_alone(function)
     cache = dispatcher._cache
     load, save = cache.load_overload, cache.save_overload

@@ -21,7 +21,8 @@ from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED, Layout
 from paramcompress.container import Entry
 from paramcompress.errors import BudgetError
-from paramcompress.fit import Choice, Effort, Unfit, fit
+from paramcompress.fit import Choice, Effort, fit
+from paramcompress.search import Unfit
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
@@ -67,10 +68,11 @@ def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, s
     if setting.choice != Choice() and info.dtype not in FLOATS:
         note = "no floating-point tensor, kept exactly"
     if setting.limit > 0 and info.dtype in FLOATS and tensor.numel():
-        if not metrics.is_finite(tensor):
+        seen = metrics.survey(tensor)
+        if not seen.is_finite:
             note = "holds NaN or Inf, kept exactly"
         else:
-            piece = _encode_factored(info, tensor, setting, effort, seed, device)
+            piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device)
             if piece is not None:
                 return piece
     return replace(_encode_exact(info, tensor), note=note)
@@ -111,14 +113,15 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
 
 
 def _encode_factored(
-    info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str
+    info: TensorInfo, tensor: Tensor, norm: float, setting: Setting, effort: Effort, seed: int, device: str
 ) -> Piece | None:
     """None where exact is smaller, or the limit lies below what the dtype or the quantiser can do."""
     layout = Layout.of(info.shape)
     dtype = torch_dtype(info.dtype)
     weight = tensor.to(torch.float32).reshape(layout.n_rows, layout.n_columns).numpy()
-    norm = metrics.norm(tensor)
-    if norm == 0 or not math.isfinite(norm) or not np.isfinite(weight).all():
+    if norm == 0 or not math.isfinite(norm):
+        return None
+    if info.dtype == "float64" and not metrics.survey(torch.from_numpy(weight)).is_finite:
         return None
     # squares have to have room in float32; a power of two changes no digit
     exponent = round(math.log2(norm / math.sqrt(tensor.numel())))

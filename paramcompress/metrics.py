@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paramcompress.jit import compiled
+from paramcompress.jit import compiled, compiled_sums
 
 _CHUNK = 1 << 22
 """Weights compared at a time; bounds the memory of the float64 copies."""
@@ -29,66 +29,95 @@ class Deviation:
 
 
 def deviation(original: Tensor, decoded: Tensor) -> Deviation:
-    """Distance between two finite tensors of one shape, summed in float64 after scaling by the largest |w|.
+    """Distance between two finite tensors of one shape, summed in float64.
 
-    The scaling keeps squares of tiny and of huge weights inside float64.
+    Squares of float64 may not fit into float64, so such tensors are scaled by the largest |w|.
     """
     if original.shape != decoded.shape:
         raise ValueError(f"tensors of shapes {tuple(original.shape)} and {tuple(decoded.shape)}")
-    peak = largest = 0.0
-    for part in _parts(original, decoded):
-        peaks = _peaks(*part)
-        peak, largest = max(peak, peaks[0]), max(largest, peaks[1])
-    if largest == 0:
-        return Deviation(0.0, 0.0)
-    scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
-    squared = norm = 0.0
+    scale = 1.0
+    if torch.float64 in (original.dtype, decoded.dtype):
+        peak = max((_peak(*part) for part in _parts(original, decoded)), default=0.0)
+        scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
+    squared = norm = largest = 0.0
     for part in _parts(original, decoded):
         sums = _sums(*part, scale)
-        squared, norm = squared + sums[0], norm + sums[1]
+        squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
+    if largest == 0:
+        return Deviation(0.0, 0.0)
     return Deviation(math.sqrt(squared / norm) if norm else math.inf, largest)
 
 
-def _parts(original: Tensor, decoded: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
-    """Flat pieces of both as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
-    for pair in zip(_split(original), _split(decoded), strict=True):
+@dataclass(frozen=True)
+class Survey:
+    """What has to be known of a tensor before it is squeezed."""
+
+    is_finite: bool
+    """Whether no entry is NaN or infinite."""
+    norm: float
+    """Frobenius norm, summed in float64; inf where the squares do not fit."""
+
+
+def survey(tensor: Tensor) -> Survey:
+    """One pass over a tensor of real numbers."""
+    nothing = squares = 0.0
+    for (part,) in _parts(tensor):
+        found = _survey(part)
+        nothing, squares = nothing + found[0], squares + found[1]
+    return Survey(nothing == 0, math.sqrt(squares) if nothing == 0 else math.nan)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
+    """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
+    for pieces in zip(*(_split(tensor) for tensor in tensors), strict=True):
         yield tuple(
-            part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pair
+            part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pieces
         )
 
 
+@compiled_sums
+def _survey(part):
+    """Zero if all is finite and NaN otherwise; the sum of the squares."""
+    nothing = squares = 0.0
+    for i in range(len(part)):
+        w = np.float64(part[i])
+        nothing += w * 0.0
+        squares += w * w
+    return nothing, squares
+
+
 @compiled
-def _peaks(original, decoded):
-    """Largest magnitude in either, and largest difference."""
-    peak = largest = 0.0
+def _peak(original, decoded):
+    """Largest magnitude in either."""
+    peak = 0.0
+    for i in range(len(original)):
+        peak = max(peak, abs(np.float64(original[i])), abs(np.float64(decoded[i])))
+    return peak
+
+
+@compiled_sums
+def _sums(original, decoded, scale):
+    """Sums of squared differences and of squared originals, scaled; largest difference as it is."""
+    squared = norm = largest = 0.0
     for i in range(len(original)):
         w = np.float64(original[i])
         w_hat = np.float64(decoded[i])
-        peak = max(peak, abs(w), abs(w_hat))
         largest = max(largest, abs(w - w_hat))
-    return peak, largest
-
-
-@compiled
-def _sums(original, decoded, scale):
-    """Sums of squared differences and of squared originals, scaled."""
-    squared = norm = 0.0
-    for i in range(len(original)):
-        w = np.float64(original[i]) * scale
-        residual = np.float64(decoded[i]) * scale - w
+        residual = w_hat * scale - w * scale
         squared += residual * residual
-        norm += w * w
-    return squared, norm
+        norm += w * scale * (w * scale)
+    return squared, norm, largest
 
 
-def norm(tensor: Tensor) -> float:
-    """Frobenius norm, summed in float64; inf where the squares do not fit."""
-    return math.sqrt(sum(_sums(*part, 1.0)[1] for part in _parts(tensor, tensor)))
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite."""
-    return all(bool(torch.isfinite(part if part.element_size() > 1 else part.float()).all()) for part in _split(tensor))
+@compiled_sums
+def moments(x, points):
+    """Sums of x * point, point**2 and x**2; both arrays in C order."""
+    product = square = energy = 0.0
+    for number, point in zip(x.reshape(-1), points.reshape(-1)):  # noqa: B905  numba knows no strict
+        product += np.float64(number) * np.float64(point)
+        square += np.float64(point) * np.float64(point)
+        energy += np.float64(number) * np.float64(number)
+    return product, square, energy
 
 
 def _split(tensor: Tensor) -> list[Tensor]:

@@ -45,17 +45,17 @@ _FILLER = -1
 
 def quantize(
     x: NDArray[np.float32], scales: Scales, trellis: Trellis, cost: NDArray[np.float32], weight: float
-) -> tuple[NDArray[np.int32], float]:
+) -> NDArray[np.int32]:
     """Points that minimise squared distance + weight * bits along each chain.
 
     Args:
         x: (n_columns, n_rows), C order, finite, |x| < 2**30; what dead rows and columns hold becomes zero.
-        cost: (classes, 2, magnitudes) bits of a magnitude by class and quantiser, from `entropy.cost_table`; larger
+        cost: (classes, 2, magnitudes) bits of a magnitude by class and quantiser, from `prices.cost_table`; larger
             magnitudes cost as much as the last.
         weight: squared steps that one bit is worth. 0 finds the nearest points that the trellis allows.
 
     Returns:
-        points (n_columns, n_rows), and the sum of (x - points)**2, dead rows and columns included.
+        points (n_columns, n_rows).
 
     Cost: 7 ns a number with 1 state, 11 with 8, 15 with 32 (one core, shared machine); twice that where there is
         only one chain. With more than one state, each call takes 35 us besides.
@@ -63,30 +63,42 @@ def quantize(
     """
     points = np.zeros(x.shape, np.int32)
     if trellis.n_states == 1:
-        price = cost * np.float32(weight)
-        return points, float(_round(x, scales.base, scales.rows, scales.columns, price, points))
+        round_points(x, scales.base, scales.rows, scales.columns, cost * np.float32(weight), points)
+        return points
     n_columns, n_rows = x.shape
-    n_classes, _, n_magnitudes = cost.shape
-    width = n_magnitudes + 3  # one more below and two above: nobody has to ask whether a neighbour is in the table
-    price = np.zeros((n_classes, 2, width), np.float32)
-    np.multiply(cost, np.float32(weight), out=price[:, :, 1:-2])
-    price[:, :, -2:] = price[:, :, -3:-2]
-    n_entries = int(scales.rows.max(initial=0)) + int(scales.columns.max(initial=0)) + 1
-    context = np.array([_context(scales.base + k, width) for k in range(n_entries)], np.uintp)
-    rows = np.flatnonzero(scales.rows != DEAD)
-    classes = scales.rows[rows].astype(np.int64), scales.columns.astype(np.int64)
+    table = _tables(scales.base, scales.rows, scales.columns, cost, np.float32(weight))
     per_chain = columns_per_chain(n_rows)
-    scratch = _scratch(trellis.n_states, min(per_chain, n_columns), len(rows), min(-(-n_columns // per_chain), LANES))
-    table = price.reshape(-1), width, context, rows, *classes
+    n_live, n_lanes = len(table[3]), min(-(-n_columns // per_chain), LANES)
+    scratch = _scratch(trellis.n_states, min(per_chain, n_columns), n_live, n_lanes)
     search = _SEARCHES[trellis.n_states]
-    squared = search(x.reshape(-1), n_rows, *table, per_chain, *scratch, points.reshape(-1))
-    return points, squared + _dead_energy(x, scales)
+    search(x.reshape(-1), n_rows, *table, per_chain, *scratch, points.reshape(-1))
+    return points
 
 
-def _context(scale_class: int, width: int) -> int:
-    """Where in the flat price table the magnitudes of a scale class begin and, in the low five bits, its shift."""
-    c, shift = scale_context(scale_class)
-    return c * 2 * width << 5 | shift
+@compiled
+def _tables(base, rows, columns, cost, weight):
+    """What the search looks up: prices, the width of a row of these, contexts, live rows, their classes, those of the
+    columns.
+
+    Prices have one more magnitude below and two above, so that nobody has to ask whether a neighbour is in the table.
+    Context k: where in the flat prices the magnitudes of scale class base + k begin and, in the low five bits, its
+    shift.
+    """
+    n_classes, _, n_magnitudes = cost.shape
+    width = n_magnitudes + 3
+    price = np.zeros(n_classes * 2 * width, np.float32)
+    at = 0
+    for c in range(n_classes):
+        for q in range(2):
+            for k in range(n_magnitudes + 2):
+                price[at + 1 + k] = cost[c, q, min(k, n_magnitudes - 1)] * weight
+            at += width
+    live = np.flatnonzero(rows != DEAD)
+    context = np.empty(max(rows.max(), 0) + max(columns.max(), 0) + 1, np.uintp)
+    for k in range(len(context)):
+        c, shift = scale_context(base + k)
+        context[k] = np.uintp(c * 2 * width << 5 | shift)
+    return price, width, context, live, rows[live].astype(np.int64), columns.astype(np.int64)
 
 
 def _scratch(n_states: int, n_columns: int, n_rows: int, n_lanes: int) -> tuple[NDArray[Any], ...]:
@@ -100,31 +112,17 @@ def _scratch(n_states: int, n_columns: int, n_rows: int, n_lanes: int) -> tuple[
         np.zeros(10 * _ROW, np.float32),  # costs; zeros, because lanes left over begin with what lies there
         np.empty(2 * n_states * LANES, np.float32),  # path
         np.empty(_BLOCK, np.int32),  # settled
-        np.empty(_BLOCK, np.float32),  # away
     )
 
 
-def _dead_energy(x: NDArray[np.float32], scales: Scales) -> float:
-    """Sum of the squares in dead rows and columns."""
-    rows, columns = scales.rows == DEAD, scales.columns == DEAD
-    energy = 0.0
-    if columns.any():
-        energy += float(np.square(x[columns], dtype=np.float64).sum())
-    if rows.any():
-        energy += float(np.square(x[~columns][:, rows], dtype=np.float64).sum())
-    return energy
-
-
 @compiled
-def _round(x, base, rows, columns, price, points):
+def round_points(x, base, rows, columns, price, points):
     """The plain grid: each number decides alone between the point nearest to it and the next one towards zero."""
     most = price.shape[2] - 1
-    squared = 0.0
     for j in range(x.shape[0]):
         for i in range(x.shape[1]):
             number = x[j, i]
             if rows[i] == DEAD or columns[j] == DEAD:
-                squared += number * number
                 continue
             c, shift = scale_context(base + rows[i] + columns[j])
             size = abs(number)
@@ -135,11 +133,8 @@ def _round(x, base, rows, columns, price, points):
             at_high = to_high * to_high + price[c, 0, min(high >> shift, most)]
             at_low = to_low * to_low + price[c, 0, min(low >> shift, most)]
             lower = at_low < at_high  # used without a branch: which way it went could not be foreseen
-            away = to_low if lower else to_high
-            squared += away * away
             point = 2 * (high - lower)
             points[j, i] = -point if number < 0 else point
-    return squared
 
 
 @compiled
@@ -319,9 +314,9 @@ def _trace(path, n_states, came_from, n_steps, n_lanes, choice):
 
 @compiled
 def _settle(
-    numbers, choice, quantisers, partners, n_rows, rows, lanes, n_lanes, column, row, first, n, settled, away, points
+    numbers, choice, quantisers, partners, n_rows, rows, lanes, n_lanes, column, row, first, n, settled, points
 ):
-    """Points of n steps; returns their squared distances, and the column and the row after them.
+    """Points of n steps; returns the column and the row after them.
 
     Bit s of quantisers: the quantiser of state s; of partners: the parity of the symbols that lead from s to 2 s.
     """
@@ -329,7 +324,6 @@ def _settle(
     for e in range(np.uintp(n * n_lanes)):
         number = numbers[np.uintp(first * n_lanes) + e]
         size = abs(number)
-        whole = np.int32(size)
         chosen = np.uint32(choice[np.uintp(first * n_lanes) + e])
         state = chosen >> np.uint32(3)
         q = np.int32(quantisers >> state & one)
@@ -338,10 +332,7 @@ def _settle(
         beside = np.int32(low + 1 - 2 * np.int32(chosen >> np.uint32(q) & one))
         k = low if (low & 1) == odd else beside
         point = np.int32(2 * k - (q if k > 0 else np.int32(0)))
-        distance = size - np.float32(whole) + np.float32(np.int32(whole - point))
-        away[e] = distance * distance
         settled[e] = np.int32(-point) if number < 0 else point
-    squared = 0.0
     start = column, row
     for lane in range(n_lanes):
         e = np.uintp(lane)
@@ -353,14 +344,13 @@ def _settle(
             for r in range(np.uintp(row), np.uintp(row + n_run)):
                 if j != _FILLER:
                     points[np.uintp(j * n_rows + rows[r])] = settled[e]
-                    squared += away[e]
                 e += np.uintp(n_lanes)
             left -= n_run
             row += n_run
             if row == len(rows):
                 row = 0
                 column += 1
-    return squared, column, row
+    return column, row
 
 
 def _search_for(trellis: Trellis) -> Callable[..., Any]:
@@ -377,10 +367,9 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
     @compiled
     def search(
         x, n_rows, price, width, context, rows, row_class, column_class, per_chain,
-        lanes, numbers, choice, came_from, costs, path, settled, away, points,
+        lanes, numbers, choice, came_from, costs, path, settled, points,
     ):  # fmt: skip
         n_chains = (len(column_class) + per_chain - 1) // per_chain
-        squared = 0.0
         for chain in range(0, n_chains, LANES):
             n_lanes = min(LANES, n_chains - chain)
             lanes[:] = _FILLER
@@ -414,12 +403,10 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
             column = row = np.int64(0)
             for first in range(0, n_steps, per_block):
                 n = min(per_block, n_steps - first)
-                more, column, row = _settle(
+                column, row = _settle(
                     numbers, choice, np.uint32(quantisers), np.uint32(partners), n_rows, rows,
-                    lanes, n_lanes, column, row, first, n, settled, away, points,
+                    lanes, n_lanes, column, row, first, n, settled, points,
                 )  # fmt: skip
-                squared += more
-        return squared
 
     return search
 

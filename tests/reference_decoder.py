@@ -265,7 +265,8 @@ class Tokens:
         for context in self.touched:
             counts = self.counts[context]
             total = sum(counts)
-            f = [1 + count * 4080 // total for count in counts]
+            share = (4080 << 32) // total
+            f = [1 + (count * share >> 32) for count in counts]
             f[counts.index(max(counts))] += 4096 - sum(f)
             self.frequencies[context] = f
             if total > 524288:

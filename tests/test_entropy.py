@@ -18,19 +18,16 @@ from paramcompress.entropy import (
     ESCAPE_FROM,
     MOST_CLASS,
     N_CLASSES,
-    N_MAGNITUDES,
     N_TOKENS,
     POINT_LIMIT,
     Scales,
-    cost_table,
-    histogram,
     pack,
-    raw_bits_of,
     read_varint,
     token_of,
     unpack,
     varint,
 )
+from paramcompress.prices import N_MAGNITUDES, cost_table, histogram, raw_bits_of
 from paramcompress.prior import PRIOR
 from paramcompress.trellis import TRELLISES, columns_per_chain
 

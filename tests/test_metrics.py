@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paramcompress import metrics
-from paramcompress.metrics import Deviation, deviation, is_finite, norm
+from paramcompress.metrics import Deviation, deviation, survey
 
 SUMMED = 16 * torch.finfo(torch.float64).eps
 """Relative rounding of a few dozen additions in float64 and a square root."""
@@ -75,23 +75,23 @@ def test_equal_tensors_and_zeros() -> None:
 
 def test_every_part_of_a_long_tensor_counts(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     original, decoded = gaussian(rng, 1000), gaussian(rng, 1000)
-    whole = deviation(original, decoded), norm(original)
+    whole = deviation(original, decoded), survey(original).norm
     monkeypatch.setattr(metrics, "_CHUNK", 7)
-    found, length = deviation(original, decoded), norm(original)
+    found, length = deviation(original, decoded), survey(original).norm
     assert found.rel_error == pytest.approx(whole[0].rel_error, rel=1000 * SUMMED)
     assert found.max_abs_error == whole[0].max_abs_error
     assert length == pytest.approx(whole[1], rel=1000 * SUMMED)
     for at in range(0, 1000, 50):
         spoiled = original.clone()
         spoiled[at] = torch.nan
-        assert not is_finite(spoiled)
+        assert not survey(spoiled).is_finite
 
 
 def test_norm(rng: np.random.Generator) -> None:
     weight = gaussian(rng, 30, 40)
-    assert norm(weight) == pytest.approx(float(np.linalg.norm(weight.double().numpy())), rel=1200 * SUMMED)
-    assert norm(torch.empty(0)) == 0
-    assert norm(torch.full((2,), 1e200, dtype=torch.float64)) == math.inf
+    assert survey(weight).norm == pytest.approx(float(np.linalg.norm(weight.double().numpy())), rel=1200 * SUMMED)
+    assert survey(torch.empty(0)).norm == 0
+    assert survey(torch.full((2,), 1e200, dtype=torch.float64)).norm == math.inf
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
@@ -101,7 +101,7 @@ def test_is_finite(dtype: str, value: float) -> None:
         pytest.skip("has no infinity")
     kind = getattr(torch, dtype)
     weight = torch.ones(5, 5).to(kind)
-    assert is_finite(weight)
-    assert is_finite(torch.empty(0).to(kind))
+    assert survey(weight).is_finite
+    assert survey(torch.empty(0).to(kind)).is_finite
     weight[2, 3] = torch.tensor(value).to(kind)
-    assert not is_finite(weight)
+    assert not survey(weight).is_finite

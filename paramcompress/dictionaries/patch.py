@@ -5,21 +5,40 @@ Shapes: kernels (n, K), one kernel a row; Q (K, K) with orthonormal columns.  ke
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from paramcompress.jit import compiled_sums
 
 
 def principal_basis(kernels: Tensor) -> Tensor:
     """Principal axes of the kernels about zero, by falling energy.
 
     Args:
-        kernels: (n, K), floating, finite, n >= 1.
+        kernels: (n, K), float32 or float64, on the CPU, finite, n >= 1.
 
     Returns:
         Q (K, K), float64, orthonormal; the entry of largest magnitude in each column is positive.
 
     Cost: O(n K^2).
     """
-    scaled = kernels.double()
-    basis = torch.linalg.eigh(scaled.T @ scaled)[1].flip(1)
+    # numpy is much quicker than torch with so small a matrix, and a plain loop than either with so narrow a product
+    basis = torch.from_numpy(np.linalg.eigh(_gram(kernels.numpy()))[1]).flip(1)
     return basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
+
+
+@compiled_sums
+def _gram(kernels):
+    """(K, K): the sum of k^T k over the rows of (n, K)."""
+    n, size = kernels.shape
+    sums = np.zeros((size, size))
+    for i in range(n):
+        for a in range(size):
+            factor = np.float64(kernels[i, a])
+            for b in range(a + 1):
+                sums[a, b] += factor * kernels[i, b]
+    for a in range(size):
+        for b in range(a):
+            sums[b, a] = sums[a, b]
+    return sums

@@ -1,0 +1,168 @@
+"""What lattice points cost in bits, for those who choose them: the quantiser and the search for step and dictionary.
+
+Not part of the format. A price is what the adaptive coder of `entropy` comes near to without having learnt
+anything yet: the entropy of the tokens in their contexts, from a histogram of points that were chosen before.
+
+Shapes: points (n_columns, n_rows): the matrix column after column, as the trellis runs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramcompress.entropy import (
+    COUNT,
+    ESCAPE,
+    ESCAPE_FROM,
+    MOST_CLASS,
+    N_CLASSES,
+    N_TOKENS,
+    TOKENS,
+    WALKS,
+    Scales,
+    distance_bits,
+    entropy_bits,
+    scale_context,
+    token_of,
+)
+from paramcompress.jit import compiled
+from paramcompress.prior import PRIOR
+from paramcompress.trellis import Trellis, columns_per_chain
+
+BIT_WEIGHT = 0.46
+"""Squared steps that one bit is worth: 2 ln 2 times the trellis' mean squared error of 0.254, and 1.3 times that
+because large errors of the many small numbers cost less than theory, which assumes high rate, says (measured in
+docs/design.md)."""
+MSE_OF_STEP = 0.26
+"""Mean squared error in squared steps at high rate; the first guess of the search."""
+MSE_OF_PLAIN_STEP = 0.34
+"""The same of the plain grid."""
+N_MAGNITUDES = 128
+"""Magnitudes whose cost the quantiser tells apart; all above cost as much as the last."""
+_LEARNING = 2
+"""Bits that it takes to learn how likely a token is in a context."""
+_LEARNING_CLASS = 3
+"""The same of a class."""
+
+
+def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
+    """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
+    counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
+    walk = WALKS[trellis.n_states], columns_per_chain(points.shape[1])
+    count_tokens(points, scales.base, scales.rows, scales.columns, *walk, counts)
+    return counts
+
+
+def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+    """(N_CLASSES, 2, N_MAGNITUDES) bits of a magnitude, sign and mantissa included, after such a histogram.
+
+    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of
+    the format.
+    """
+    if counts is None:
+        return _prior_costs()
+    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / COUNT + counts)
+
+
+@cache
+def _prior_costs() -> NDArray[np.float32]:
+    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / COUNT)
+
+
+def _costs(table: NDArray[np.float64]) -> NDArray[np.float32]:
+    bits = (np.log2(table.sum(-1, keepdims=True)) - np.log2(table)).astype(np.float32)
+    tokens, raw_bits = _magnitudes()
+    return bits[:, :, tokens] + raw_bits
+
+
+@cache
+def token_raw_bits() -> NDArray[np.int64]:
+    """(N_TOKENS,) raw bits that follow each token, a sign included; those of the escape as if it were the next half
+    octave."""
+    firsts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, ESCAPE_FROM]
+    return np.array([raw_bits_of(first) for first in firsts])
+
+
+@cache
+def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Token and raw bits of the magnitudes 0 to N_MAGNITUDES - 1."""
+    magnitudes = range(N_MAGNITUDES)
+    return np.array([token_of(k) for k in magnitudes]), np.array([raw_bits_of(k) for k in magnitudes], np.float32)
+
+
+def class_bits(scales: Scales, period: int) -> float:
+    """Bits of the classes and dead flags as they are coded: their entropy and 3 bits for each class that occurs, which
+    have to be learnt."""
+    return float(_side_bits(scales.rows, 1, False) + _side_bits(scales.columns, period, True))
+
+
+def point_bits(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> float:
+    """Bits of points as for `pack`: entropy of the tokens by context, what learning it costs, and the raw bits."""
+    counts = histogram(points, scales, trellis)
+    return float(token_bits(counts, token_raw_bits()))
+
+
+@compiled
+def raw_bits_of(magnitude: int) -> int:
+    """Raw bits that follow the token of a magnitude: its sign and what the token left open."""
+    if magnitude < 8:
+        return 1 if magnitude else 0
+    if magnitude >= ESCAPE_FROM:
+        length = 0
+        while (magnitude - 95) >> (length + 1):
+            length += 1
+        return 6 + length
+    octave = 3
+    while magnitude >> (octave + 1):
+        octave += 1
+    return octave
+
+
+@compiled
+def _side_bits(classes, period, may_follow):
+    """Bits of the classes of one side; `may_follow`: the last class may be the forecast instead of the mean."""
+    bits = distance_bits(classes, period, False)
+    if may_follow and bits > 0:
+        bits = min(bits, distance_bits(classes, period, True))
+    occurs = np.zeros(MOST_CLASS + 1, np.int64)
+    for one in classes:
+        if one >= 0:
+            occurs[one] += 1
+    n_live = occurs.sum()
+    n_kinds = (occurs > 0).sum() + (n_live < len(classes))
+    return bits + entropy_bits(np.array([n_live, len(classes) - n_live])) + _LEARNING_CLASS * (n_kinds - 1)
+
+
+@compiled
+def token_bits(counts, raw_bits):
+    """Bits of tokens that occur so often: `counts` (N_CLASSES, 2, N_TOKENS), their `raw_bits` (N_TOKENS,)."""
+    bits = 0.0
+    for c in range(counts.shape[0]):
+        for q in range(counts.shape[1]):
+            bits += entropy_bits(counts[c, q])
+            for t in range(N_TOKENS):
+                if counts[c, q, t] > 0:
+                    bits += _LEARNING + counts[c, q, t] * raw_bits[t]
+    return bits
+
+
+@compiled
+def count_tokens(points, base, rows, columns, walk, per_chain, counts):
+    """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk from WALKS."""
+    at = np.int64(0)
+    for j in range(points.shape[0]):
+        if j % per_chain == 0:
+            at = np.int64(0)
+        column = columns[j]
+        for i in range(np.uintp(points.shape[1])):
+            row = rows[i]
+            if row >= 0 and column >= 0:
+                c, shift = scale_context(base + row + column)
+                k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
+                head = k >> shift
+                token = np.int64(TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
+                counts[np.uintp(c), np.uintp(at & 1), np.uintp(token)] += 1
+                at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])

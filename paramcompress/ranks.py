@@ -1,0 +1,208 @@
+"""Low rank by rate and distortion: how many directions of a layer pay for their two vectors, and these in integers.
+
+A direction pays when the bits that it takes off the rest of the layer exceed the bits of its atom and coefficients.
+First the largest one alone is asked, by power iteration, since in most layers not even that one pays; only then is
+the layer decomposed.
+
+Shapes: W (n_out, n_in * K), D (n_in * K, r), C (n_out, r).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramcompress import metrics, prices
+from paramcompress.codec import LowRank
+from paramcompress.dictionaries.lowrank import truncated_svd
+from paramcompress.jit import compiled, compiled_sums
+from paramcompress.sample import spread
+from paramcompress.scales import Profile
+from paramcompress.search import Search
+from paramcompress.transforms import Transform
+from paramcompress.trellis import TRELLISES
+
+ATOM_NOISE = 1.2
+"""Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes
+good."""
+SPECTRUM = (8, 32)
+"""Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
+LEAST_LOW_RANK = 2048
+"""Weights below which low rank is not looked for unasked."""
+LEAST_GAIN = 0.01
+"""Share of the layer's bits that low rank has to promise before it is tried."""
+LEAST_SHARE = 0.002
+"""The same of the largest direction alone: where it is less, all of them together rarely come to LEAST_GAIN."""
+_POWER_STEPS = 3
+_POWER_MARGIN = 1.15
+"""What power iteration after so few steps may fall short of the largest squared singular value by."""
+
+
+def low_ranks(
+    weight: NDArray[np.float32],
+    transform: Transform,
+    target: float,
+    rank: int | None,
+    seed: int,
+    device: str,
+    thorough: bool,
+) -> Iterator[LowRank]:
+    """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
+    smaller = min(weight.shape)
+
+    def factors(n: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.from_numpy(weight).to(device)
+        return tuple(one.cpu() for one in truncated_svd(matrix, min(n, smaller), generator=generator))
+
+    if rank is not None:
+        ranks = {min(rank, smaller)}
+        atoms, coefficients, values = factors(rank)
+    else:
+        if smaller < 4 or weight.size < LEAST_LOW_RANK:
+            return
+        energies = _mean_squares(transform.coordinates(weight[spread(len(weight), 64)]))
+        bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
+        value, atom = _largest(weight)
+        gain = _best_rank(
+            *_directions(value * math.sqrt(_POWER_MARGIN), atom, transform), energies, len(weight), target
+        )[1]
+        if gain < LEAST_SHARE * bits:
+            return
+        for n_looked_at in SPECTRUM:
+            atoms, coefficients, values = factors(n_looked_at)
+            best, gain = _best_rank(*_directions(values, atoms, transform), energies, len(weight), target)
+            if best < min(n_looked_at, smaller):
+                break
+        if gain < LEAST_GAIN * bits:
+            return
+        ranks = {best, best // 2} - {0} if thorough else {best}
+    energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
+    for r in sorted(ranks, reverse=True):
+        left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
+        low_rank = _quantise(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
+        if low_rank is not None:
+            yield low_rank
+
+
+def n_bytes(low_rank: LowRank) -> int:
+    """About what atoms and coefficients take."""
+    bits = 0.0
+    for part in (low_rank.coefficients, low_rank.atoms):
+        assert part.scales is not None
+        bits += prices.point_bits(part.points, part.scales, part.trellis) + prices.class_bits(part.scales, 1)
+    return 16 + len(low_rank.exponents) + round(bits / 8)
+
+
+def _largest(weight: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    """About the largest singular value of a matrix, (1,), and its right singular vector, (n_columns, 1)."""
+    vector = np.empty(weight.shape[1], np.float32)
+    value = _power_iteration(weight, vector, _POWER_STEPS)
+    return torch.tensor([value]), torch.from_numpy(vector).reshape(-1, 1)
+
+
+@compiled_sums
+def _power_iteration(weight, vector, n_steps):
+    """Makes `vector` about the leading right singular vector, from the loudest row on; returns about its singular
+    value."""
+    value = most = np.float32(-1)
+    for i in range(len(weight)):
+        energy = np.float32(0)
+        for number in weight[i]:
+            energy += number * number
+        if energy > most:
+            most = energy
+            vector[:] = weight[i]
+    for _ in range(n_steps):
+        following = np.zeros_like(vector)
+        for i in range(len(weight)):
+            row = weight[i]
+            along = np.float32(0)
+            for j in range(len(row)):
+                along += row[j] * vector[j]
+            for j in range(len(row)):
+                following[j] += along * row[j]
+        length = np.float32(0)
+        for j in range(len(vector)):
+            length += vector[j] * vector[j]
+        value = np.float32(0)
+        for j in range(len(vector)):
+            value += following[j] * following[j]
+        vector[:] = following / np.sqrt(value)
+        value = np.sqrt(np.sqrt(value / length))
+    return value
+
+
+def _directions(
+    values: torch.Tensor, atoms: torch.Tensor, transform: Transform
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Singular values, and atoms times these in a transform's coordinates."""
+    return values.double().numpy(), transform.coordinates((atoms * values).T.float().numpy())
+
+
+@compiled_sums
+def _mean_squares(x):
+    """(n_columns,) of x (n_columns, n_rows)."""
+    found = np.empty(len(x))
+    for j in range(len(x)):
+        total = 0.0
+        for i in range(x.shape[1]):
+            total += np.float64(x[j, i]) * x[j, i]
+        found[j] = total / x.shape[1]
+    return found
+
+
+@compiled
+def _best_rank(values, directions, energies, n, target):
+    """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
+
+    Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n /
+    2 log2 of their ratio, down to the target. The n + m numbers of a direction, quantised with the noise of
+    ATOM_NOISE times the mean square that is left, cost half the log2 of their own variance over it, and that noise is
+    added to what is left.
+
+    values: (r,) singular values, falling. directions: (m, r) atoms times singular values, in the coordinates that are
+    quantised. energies: (m,) mean squares of the columns there. n: features.
+    """
+    m = len(energies)
+    left = energies.copy()
+    best, best_gain, cost = 0, 0.0, 0.0
+    for r in range(len(values)):
+        saved = total = 0.0
+        for j in range(m):
+            left[j] -= np.float64(directions[j, r]) ** 2 / n
+            now = max(left[j], target)
+            total += now
+            saved += np.log2(max(energies[j], target) / now)
+        noise = ATOM_NOISE * total / m
+        for k in (n, m):
+            cost += k / 2 * np.log2(1 + values[r] ** 2 / (k * noise)) + 0.7 * k
+        added = n * m / 2 * np.log2(1 + ATOM_NOISE * (r + 1) * (n + m) / (n * m))
+        gain = n / 2 * saved - cost - added
+        if gain > best_gain:
+            best, best_gain = r + 1, gain
+    return best, best_gain
+
+
+def _quantise(coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Tensor, noise: float) -> LowRank | None:
+    """Integers for C D^T, squared error `noise` in each coefficient and in each atom entry times its singular value."""
+    exponents = values.log2().round()
+    found = []
+    step = math.sqrt(noise / prices.MSE_OF_STEP)
+    for matrix in (coefficients, atoms * exponents.exp2()):
+        x = np.ascontiguousarray(matrix.T.float().numpy())
+        profile = Profile.of(x, noise)
+        # the noise need not be met: S makes good what these miss
+        search = Search(noise, profile.peak, TRELLISES[8])
+        found.append(search.quantise(x, profile.scales(step, by_row=False), step))
+    if not all(np.any(one.symbols.points) for one in found):
+        return None
+    c, d = (one.symbols for one in found)
+    largest = int(exponents.max())
+    scale = float(np.float32(found[0].gain * found[1].gain * 2.0**-largest))
+    relative = (largest - exponents).clamp(max=127).to(torch.int8).numpy()
+    return LowRank(c, d, relative, scale)

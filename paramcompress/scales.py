@@ -1,0 +1,142 @@
+"""Scale classes of a matrix: how loud each row and each column is, on the coder's half-octave grid.
+
+The entropy coder reads a class for every row and column (`entropy.Scales`); this room finds good ones. Classes only
+steer contexts: any are legal, and good ones make the bytes few.
+
+Shapes: x (n_columns, n_rows): a matrix column after column, as the trellis runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramcompress.entropy import DEAD, MOST_CLASS, UNIT_CLASS, Scales
+from paramcompress.jit import compiled, compiled_sums
+
+DEAD_PEAK, DEAD_RMS = 1.3, 0.45
+"""Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse
+water-filling gives nothing to what has less energy than the error that is allowed."""
+DEAD_LENGTH = 16
+"""Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Scales of x, each the product of a row's and a column's, and what tells the dead rows and columns."""
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+    row_rms: NDArray[np.float64]
+    column_rms: NDArray[np.float64]
+    row_peaks: NDArray[np.float32]
+    column_peaks: NDArray[np.float32]
+    mean_square: float
+
+    @classmethod
+    def of(cls, x: NDArray[np.float32], floor: float) -> Profile:
+        """Scales of x (n_columns, n_rows), fitted in turns. Below the mean square `floor` nothing is told apart: what
+        the quantiser leaves at zero must not shape the scales of the rest."""
+        return cls(*fit_scales(x, floor))
+
+    @cached_property
+    def peak(self) -> float:
+        """Largest magnitude in x."""
+        return float(self.column_peaks.max())
+
+    def scales(self, step: float, by_row: bool = True, by_column: bool = True) -> Scales:
+        """Classes on the half-octave grid for symbols of that step; a symbol is worth two steps."""
+        sides = self.rows, self.columns, self.row_rms, self.column_rms, self.row_peaks, self.column_peaks
+        return Scales(*to_classes(*sides, self.mean_square, step, by_row, by_column))
+
+
+@compiled
+def to_classes(rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, by_row, by_column):
+    """Base class, classes of the rows and classes of the columns; the arguments are a profile's."""
+    live_rows = _live(row_peaks, row_rms, len(columns), step)
+    live_columns = _live(column_peaks, column_rms, len(rows), step)
+    if not live_rows.any() or not live_columns.any():
+        live_rows[:] = True
+        live_columns[:] = True
+    # where only one side has classes they are those of its root mean squares, and the base carries the rest
+    whole = 1.0 if by_row or by_column else np.sqrt(mean_square)
+    one = np.ones(1)
+    least_row, row_classes = _half_octaves((rows if by_column else row_rms) if by_row else one * whole, live_rows)
+    least_column, column_classes = _half_octaves(
+        (columns if by_row else column_rms) if by_column else one, live_columns
+    )
+    base = least_row + least_column + np.int64(np.rint(-2 * np.log2(2 * step))) + UNIT_CLASS
+    # classes below 0 share the first context, and the base has a byte
+    return min(max(base, -2 * UNIT_CLASS), MOST_CLASS), row_classes, column_classes
+
+
+@compiled
+def _live(peaks, rms, length, step):
+    live = np.ones(len(peaks), np.bool_)
+    if length >= DEAD_LENGTH:
+        for i in range(len(peaks)):
+            live[i] = peaks[i] >= DEAD_PEAK * step or rms[i] >= DEAD_RMS * step
+    return live
+
+
+@compiled
+def _half_octaves(scales, live):
+    """The least of the live, and how far each is above it; scales may be a single one for all."""
+    classes = np.zeros(len(live), np.int16)
+    least = np.int64(1 << 30)
+    for i in range(len(live)):
+        scale = scales[i] if len(scales) > 1 else scales[0]
+        if live[i]:
+            classes[i] = np.int16(np.rint(2 * np.log2(scale))) if scale > 0 else 0
+            least = min(least, np.int64(classes[i]))
+    for i in range(len(live)):
+        classes[i] = min(classes[i] - least, MOST_CLASS) if live[i] else DEAD
+    return least, classes
+
+
+@compiled_sums
+def fit_scales(x, floor):
+    """The fields of a profile of x; nothing is told apart below the mean square `floor`."""
+    n_columns, n_rows = x.shape
+    row_peaks = np.zeros(n_rows, np.float32)
+    column_peaks = np.zeros(n_columns, np.float32)
+    row_rms = np.zeros(n_rows)
+    column_rms = np.zeros(n_columns)
+    for j in range(n_columns):
+        peak = np.float32(0)
+        total = 0.0
+        for i in range(n_rows):
+            size = abs(x[j, i])
+            square = np.float64(size) * size
+            row_rms[i] += square
+            total += square
+            row_peaks[i] = max(row_peaks[i], size)
+            peak = max(peak, size)
+        column_peaks[j] = peak
+        column_rms[j] = total
+    mean = column_rms.sum() / x.size
+    row_rms = np.sqrt(row_rms / n_columns)
+    column_rms = np.sqrt(column_rms / n_rows)
+    # one pseudo-weight of average size for each row and column, so that a few weights do not make a wild scale
+    rows = np.sqrt((row_rms**2 * n_columns + mean) / (n_columns + 1))
+    columns = np.ones(n_columns)
+    if mean > 0:
+        least = max(min(floor / mean, 1.0), 1e-12)
+        for turn in range(2):
+            inverse = 1 / np.maximum(rows**2, least * mean)
+            for j in range(n_columns):
+                total = 1.0
+                for i in range(n_rows):
+                    total += np.float64(x[j, i]) * x[j, i] * inverse[i]
+                columns[j] = np.sqrt(total / (n_rows + 1))
+            if turn == 0:
+                sums = np.full(n_rows, mean)
+                for j in range(n_columns):
+                    weight = 1 / max(columns[j] * columns[j], least)
+                    for i in range(n_rows):
+                        sums[i] += np.float64(x[j, i]) * x[j, i] * weight
+                rows = np.sqrt(sums / (n_columns + 1))
+    return rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean

@@ -1,0 +1,110 @@
+"""What is done to the kernels of a layer before they are quantised: nothing, or a change of basis.
+
+A transform Q (K, K) is made of integers, as `codec` writes them, so it is not quite orthonormal; its inverse, not its
+transpose, leads to the coordinates.
+
+Shapes: W (n_out, n_in * K), x (n_in * K, n_out) its transpose in the coordinates of Q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramcompress.codec import COSINE_SCALE, PATCH_SCALE, Layout
+from paramcompress.dictionaries.cosine import cosine_basis
+from paramcompress.dictionaries.patch import principal_basis
+from paramcompress.jit import compiled
+
+_KERNELS_EACH = 64
+"""Kernels for each of their positions, from which a basis is fitted; more make no better one."""
+_TILE_ROWS, _TILE_COLUMNS = 64, 16
+"""Rows and columns turned at a time; whole kernels, so that the columns may be more."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A basis of the kernels."""
+
+    name: str
+    basis: NDArray[np.int8] | None = None
+    """(K, K) what has to be written of it."""
+    matrix: NDArray[np.float64] | None = None
+    """Q (K, K) as its integers make it; None for no transform."""
+
+    @classmethod
+    def fitted(cls, name: str, weight: NDArray[np.float32], layout: Layout) -> Transform:
+        """The transform of that name for the kernels of a layer."""
+        if name == "patch":
+            kernels = weight.reshape(-1, layout.kernel_size)
+            some = kernels[:: max(1, len(kernels) // (_KERNELS_EACH * layout.kernel_size))]
+            axes = principal_basis(torch.from_numpy(some))
+            basis = (axes * PATCH_SCALE).round().clamp(-128, 127).to(torch.int8).numpy()
+            return cls(name, basis, basis.astype(np.float64) / PATCH_SCALE)
+        return _cosine(layout.kernel) if name == "cosine" else cls(name)
+
+    @property
+    def n_bytes(self) -> int:
+        return 0 if self.basis is None else self.basis.size
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64] | None:
+        """Q^T Q; None for no transform."""
+        return None if self.matrix is None else self.matrix.T @ self.matrix
+
+    @property
+    def stretch(self) -> float:
+        """Squared error of the weight / squared error of its coordinates, where that is spread evenly."""
+        return 1.0 if self.gram is None else float(np.trace(self.gram)) / len(self.gram)
+
+    @cached_property
+    def _inverse(self) -> NDArray[np.float64]:
+        return np.zeros((0, 0)) if self.matrix is None else np.linalg.inv(self.matrix).astype(np.float64)
+
+    def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x (n_columns, n_rows) of `rest` (n_rows, n_columns), whole kernels."""
+        x = np.empty(rest.shape[::-1], np.float32)
+        _turn(rest, self._inverse, x)
+        return x
+
+
+@cache
+def _cosine(kernel: tuple[int, ...]) -> Transform:
+    """Generated, so the same for all layers with such kernels."""
+    matrix = cosine_basis(kernel, COSINE_SCALE).double() / COSINE_SCALE ** len(kernel)
+    return Transform("cosine", None, matrix.numpy())
+
+
+@compiled
+def _turn(rest, inverse, x):
+    """x = rest^T, each kernel times the inverse where there is one; by tiles, lest each number be fetched alone."""
+    n_rows, n_columns = rest.shape
+    period = max(len(inverse), 1)
+    width = period * max(1, _TILE_COLUMNS // period)
+    tile = np.empty((width, _TILE_ROWS + 16), np.float32)  # 16 more: the columns shall not share cache lines' places
+    sums = np.empty(_TILE_ROWS)
+    for first_row in range(0, n_rows, _TILE_ROWS):
+        n_here = min(_TILE_ROWS, n_rows - first_row)
+        for first in range(0, n_columns, width):
+            n_wide = min(width, n_columns - first)
+            for i in range(n_here):
+                for at in range(n_wide):
+                    tile[at, i] = rest[first_row + i, first + at]
+            for at in range(n_wide):
+                out = x[first + at, first_row : first_row + n_here]
+                if len(inverse) == 0:
+                    out[:] = tile[at, :n_here]
+                    continue
+                sums[:n_here] = 0.0
+                start = at // period * period
+                for k in range(period):
+                    factor = inverse[at - start, k]
+                    terms = tile[start + k]
+                    for i in range(n_here):
+                        sums[i] += factor * terms[i]
+                for i in range(n_here):
+                    out[i] = sums[i]
