@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior"),
     ("units", "trellis", "metrics", "dictionaries"),
-    ("entropy",),
+    ("entropy", "checkers"),
     ("quantize", "codec", "checkpoint", "config", "report", "plot"),
     ("fit", "container"),
     ("layer",),
