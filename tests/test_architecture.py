@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior"),
     ("units", "trellis", "metrics", "dictionaries"),
-    ("entropy", "checkers"),
+    ("entropy", "checkers", "tables"),
     ("quantize", "codec", "checkpoint", "config", "report", "plot"),
     ("fit", "container"),
     ("layer",),
@@ -28,7 +28,7 @@ hands out names of all floors, and nobody imports from it but for the version.
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "typer": {"cli"},
-    "rich": {"cli", "report"},
+    "rich": {"cli", "report", "tables"},
     "safetensors": {"checkpoint"},
     "pickle": {"checkpoint"},
     "zipfile": {"checkpoint"},

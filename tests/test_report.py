@@ -15,7 +15,8 @@ from rich.console import Console
 
 from paramcompress.errors import ConfigError, OutputError
 from paramcompress.records import LayerReport, Report
-from paramcompress.report import check_destination, printable, render, shorten, sizes, to_json, to_markdown, write
+from paramcompress.report import check_destination, render, sizes, to_json, to_markdown, write
+from paramcompress.tables import printable, shorten
 
 CONV = LayerReport(
     name="layer1.0.conv1.weight",

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 
 from .. import report
 from ..records import Progress, Report, Sweep
+from ..tables import printable
 
 
 class _Console(Console):
@@ -63,4 +64,4 @@ def show_sweep(result: Sweep, *, as_json: bool, quiet: bool, verbose: bool) -> N
 
 def say(text: str) -> None:
     """One line on stdout, never broken."""
-    console().print(report.printable(text), soft_wrap=True)
+    console().print(printable(text), soft_wrap=True)
