@@ -18,8 +18,10 @@ from .errors import (
     VerificationError,
 )
 from .records import LayerReport, Report, Sweep
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from .gate import check
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
 
@@ -38,8 +40,10 @@ __all__ = [
     "Report",
     "Sweep",
     "UnsupportedFormatError",
+    "Verdict",
     "VerificationError",
     "__version__",
+    "check",
     "expand",
     "inspect",
     "load_file",
@@ -49,6 +53,8 @@ __all__ = [
     "sweep",
     "verify",
 ]
+
+_HOMES = {"check": ".gate", "sweep": ".sweeps"}
 
 
 def __getattr__(name: str) -> Any:
@@ -61,7 +67,7 @@ def __getattr__(name: str) -> Any:
         except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
             return "0+unknown"
     if name in __all__:
-        return getattr(import_module(".sweeps" if name == "sweep" else ".pipeline", __name__), name)
+        return getattr(import_module(_HOMES.get(name, ".pipeline"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -34,22 +34,24 @@ class Column(NamedTuple):
         return [f"{cell:{self.align}{width}}" for cell in (self.header, *self.cells)]
 
 
-def laid_out(names: Sequence[str], columns: Sequence[Column], width: int, *, ascii_only: bool) -> list[Text]:
+def laid_out(
+    names: Sequence[str], columns: Sequence[Column], width: int, *, ascii_only: bool, header: str = "layer"
+) -> list[Text]:
     """Table of names and columns in at most `width` cells; what gives way to fit is said below it."""
     every, columns = [column.header for column in columns], list(columns)
     names = list(map(printable, names))
-    longest = max(map(cell_len, ("layer", *names)))
+    longest = max(map(cell_len, (header, *names)))
     while _room(columns, width, gap=1) < min(longest, NAME_WIDTH) and any(column.gives_way for column in columns):
         columns.remove(min((column for column in columns if column.gives_way), key=lambda column: column.gives_way))
     gap = 2 if _room(columns, width, gap=2) >= longest else 1
     room = max(_room(columns, width, gap), 1)
 
-    short = [shorten(name, room, ascii_only=ascii_only) for name in ("layer", *names)]
+    short = [shorten(name, room, ascii_only=ascii_only) for name in (header, *names)]
     name_width = max(map(cell_len, short))
     short = [set_cell_size(name, name_width) for name in short]
     rows = zip(short, *(column.padded() for column in columns), strict=True)
     head, *lines = [(" " * gap).join(row).rstrip() for row in rows]
-    gone = [header for header in every if header not in [column.header for column in columns]]
+    gone = [one for one in every if one not in [column.header for column in columns]]
     left_out = _left_out(gone, longest > room)
     return [
         Text(head, style="bold"),

@@ -10,15 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
-    ("errors", "records", "jit", "prior"),
+    ("errors", "records", "jit", "prior", "verdicts"),
     ("units", "trellis", "metrics", "dictionaries"),
     ("entropy", "checkers", "tables"),
-    ("quantize", "codec", "checkpoint", "config", "report", "plot"),
+    ("quantize", "codec", "budget", "baseline", "notices", "checkpoint", "config", "report", "plot"),
     ("fit", "container"),
     ("layer",),
     ("plan",),
-    ("pipeline",),
-    ("sweeps",),
+    ("pipeline", "judge"),
+    ("sweeps", "gate"),
     ("cli",),
     ("__main__",),
 )
@@ -28,7 +28,7 @@ hands out names of all floors, and nobody imports from it but for the version.
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "typer": {"cli"},
-    "rich": {"cli", "report", "tables"},
+    "rich": {"cli", "notices", "report", "tables"},
     "safetensors": {"checkpoint"},
     "pickle": {"checkpoint"},
     "zipfile": {"checkpoint"},

@@ -13,9 +13,10 @@ import typer
 
 from .curves import sweep
 from .files import expand, inspect, squeeze, verify
+from .gates import check
 from .translator import Translator
 
-COMMANDS = (squeeze, expand, inspect, verify, sweep)
+COMMANDS = (squeeze, expand, inspect, verify, sweep, check)
 
 app = typer.Typer(
     name="paramcompress",
