@@ -17,10 +17,11 @@ from .errors import (
     UnsupportedFormatError,
     VerificationError,
 )
-from .records import LayerReport, Report, Sweep
+from .records import Difference, LayerDifference, LayerReport, Report, Sweep
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from .differences import diff
     from .gate import check
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
@@ -32,8 +33,10 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ConfigError",
+    "Difference",
     "EncodeError",
     "FormatError",
+    "LayerDifference",
     "LayerReport",
     "OutputError",
     "ParamCompressError",
@@ -44,6 +47,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "check",
+    "diff",
     "expand",
     "inspect",
     "load_file",
@@ -54,7 +58,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"check": ".gate", "sweep": ".sweeps"}
+_HOMES = {"check": ".gate", "diff": ".differences", "sweep": ".sweeps"}
 
 
 def __getattr__(name: str) -> Any:

@@ -49,6 +49,25 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
     return Deviation(math.sqrt(squared / norm) if norm else math.inf, largest)
 
 
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Cosine of the angle between two finite tensors of one shape, read as vectors; None where one is all zero.
+
+    >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([1e30, 1e30]))
+    0.7071067811865475
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"tensors of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.numel() == 0 or (peaks := [float(one.abs().max()) for one in (a, b)]).count(0.0):
+        return None
+    inner = a_squared = b_squared = 0.0
+    for part in zip(_split(a), _split(b), strict=True):  # each scaled by its largest entry, so that squares have room
+        left, right = (one.double() / peak for one, peak in zip(part, peaks, strict=True))
+        inner += float(left @ right)
+        a_squared += float(left @ left)
+        b_squared += float(right @ right)
+    return max(-1.0, min(1.0, inner / math.sqrt(a_squared * b_squared)))
+
+
 def _parts(original: Tensor, decoded: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of both as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     for pair in zip(_split(original), _split(decoded), strict=True):

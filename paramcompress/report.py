@@ -11,10 +11,12 @@ from pathlib import Path
 
 from rich.text import Text
 
+from . import pages
 from .errors import ConfigError, OutputError
-from .records import LayerReport, Report, Sweep
+from .pages import CurvePoint
+from .records import Anatomy, LayerReport, Report, Sweep
 from .tables import Column, code_span, format_error, format_shape, laid_out, printable, rule
-from .units import UNITS, format_size
+from .units import format_size, sizes
 
 SCREENFUL = 24
 """Tensors up to which each has its own line; beyond, vectors and small exact tensors share one."""
@@ -68,20 +70,6 @@ def render_sweep(sweep: Sweep, *, width: int, verbose: bool = False, ascii_only:
     return [*shown, Text(before), *(Text(f"note: {printable(note)}", style="yellow") for note in sweep.notes)]
 
 
-def sizes(before: int, after: int) -> str:
-    """Two sizes in one unit and what they mean for each other.
-
-    >>> sizes(3_431_220, 368_422), sizes(100, 100)
-    ('3.43 MB -> 0.37 MB, 9.3x smaller', '100 B -> 100 B, not smaller')
-    """
-    large, small = format_size(before), format_size(after)
-    unit = large.split()[1]
-    if not small.endswith(f" {unit}") and UNITS[unit] / 10 <= after < UNITS[unit]:
-        small = f"{after / UNITS[unit]:.2f} {unit}"
-    gain = f"{before / after:.1f}x smaller" if 0 < after < before else "not smaller"
-    return f"{large} -> {small}, {gain}"
-
-
 def to_json(report: Report | Sweep) -> str:
     """The report as JSON text, the same for `--json` and for files."""
     return json.dumps(report.to_json(), indent=2, allow_nan=False)
@@ -122,8 +110,8 @@ def to_csv(sweep: Sweep) -> str:
     return text.getvalue()
 
 
-WRITERS = {".json": to_json, ".md": to_markdown}
-"""What a report file holds, by its suffix."""
+SUFFIXES = (".json", ".md", ".html")
+"""Of report files; each says what the file holds."""
 
 
 def check_destination(path: Path, *, force: bool) -> None:
@@ -133,9 +121,9 @@ def check_destination(path: Path, *, force: bool) -> None:
         ConfigError: the suffix is of no known format.
         OutputError: the file exists and `force` is not given, or its folder does not.
     """
-    if path.suffix not in WRITERS:
-        known = " or ".join(WRITERS)
-        raise ConfigError(f"--report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
+    if path.suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ConfigError(f"report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
     check_writable(path, force=force)
 
 
@@ -151,13 +139,20 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise OutputError(path, "its folder does not exist")
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report, path: Path, anatomy: Anatomy | None = None, sweep: Sequence[CurvePoint] = ()) -> None:
     """Write `report` to `path` in the format of its suffix, whole or not at all.
+
+    Args:
+        anatomy, sweep: what HTML draws beside the report.
 
     Raises:
         OutputError: the file system refuses.
     """
-    write_whole(path, (WRITERS[path.suffix](report) + "\n").encode())
+    if path.suffix == ".html":
+        text = pages.render(report, anatomy, sweep)
+    else:
+        text = to_json(report) if path.suffix == ".json" else to_markdown(report)
+    write_whole(path, (text + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:

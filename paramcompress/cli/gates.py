@@ -22,7 +22,12 @@ def check(
         ),
     ] = None,
     format_: Annotated[
-        Format | None, Option("--format", help="What to print; text, and github under GitHub Actions, if not given.")
+        Format | None,
+        Option(
+            "--format",
+            metavar="FORMAT",
+            help="text, json, markdown, github or junit; text, and github under GitHub Actions, if not given.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -45,9 +50,9 @@ def check(
 
     \b
     Example:
-      paramcompress check
-      paramcompress check --format junit -o budget.xml
+      paramcompress check paramcompress.toml
       paramcompress check --update-baseline
+      paramcompress check --format junit -o budget.xml
     """
     from . import continuous
 
