@@ -18,7 +18,7 @@ from paramcompress import budget as budgets
 from paramcompress import judge, pipeline
 from paramcompress.baseline import Baseline, FileSize
 from paramcompress.budget import Budget, Check
-from paramcompress.errors import ConfigError, ParamCompressError, VerificationError
+from paramcompress.errors import ConfigError, FormatError, ParamCompressError, VerificationError
 from paramcompress.judge import EXIT_BUDGET
 from paramcompress.records import Progress, Report
 from paramcompress.report import write_whole
@@ -131,7 +131,9 @@ class _Run:
             self.sizes[path] = FileSize(report.bytes_after, judge.layer_sizes(report))
             files.append(judge.judged(one, entry, report, (self.known or {}).get(path), increases=self.judge_increases))
         if names:
-            files[0] = replace(files[0], findings=(*files[0].findings, *judge.idle_patterns(entry, sorted(names))))
+            new = sorted({change.name for one in files for change in one.changes if change.before is None})
+            idle = judge.idle_patterns(entry, sorted(names), new)
+            files[0] = replace(files[0], findings=(*files[0].findings, *idle))
         return files
 
     def _name(self, entry: Check, path: str) -> str:
@@ -208,8 +210,13 @@ def _unmeasured(path: str, entry: Check, error: ParamCompressError) -> Finding:
     what = str(error)
     if isinstance(error, VerificationError):
         layers = (error.tensor,)
+        damaged = isinstance(error.__cause__, FormatError)
         original = entry.original.replace("{name}", _bare(path)) if entry.original else None
-        hint = f"if {original} has changed, squeeze it again" if original else "fetch or squeeze the file again"
+        hint = (
+            f"if {original} has changed, squeeze it again"
+            if original and not damaged
+            else "fetch or squeeze the file again"
+        )
     elif not hint:
         hint = "fetch or squeeze the file again"
     key = "original" if isinstance(error, _MissingOriginal) else "path"

@@ -61,16 +61,17 @@ def judged(one: Checked, entry: Check, report: Report, before: FileSize | None, 
     return replace(one, findings=tuple(findings))
 
 
-def idle_patterns(entry: Check, names: Sequence[str]) -> Iterator[Finding]:
+def idle_patterns(entry: Check, names: Sequence[str], new: Sequence[str]) -> Iterator[Finding]:
     """Limits that hold for no layer: one was renamed, or the pattern is wrong. Either way nobody guards it.
 
     Args:
         names: layers of all files of the entry.
+        new: those of them that the baseline does not know; what was renamed is among them.
     """
     for level, limits in (("fail", entry.fail), ("warn", entry.warn)):
         for pattern in limits.layers:
             if not plan.matching(pattern, names):
-                near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
+                near = difflib.get_close_matches(pattern, new or names, n=1, cutoff=0.5)
                 meant = f"did you mean {near[0]}? " if near else ""
                 yield _found(
                     f'{"warn." * (level == "warn")}layers."{pattern}"',
@@ -117,11 +118,13 @@ def _too_wrong(one: Checked, limits: Limits, report: Report) -> Iterator[Finding
     for key, found in broken.items():
         found.sort(key=lambda pair: -pair[0].rel_error)
         worst, limit = found[0]
+        pattern = own.get(worst.name, (None, limit))[0]
+        option = f"--max-rel-error {limit:g}" if pattern is None else f"--set '{pattern}:max_rel_error={limit:g}'"
         what = f"{one.path}: layer {worst.name} has a relative error of {worst.rel_error:.4g}, over {key} {limit:g}"
         yield _found(
             key,
             what + _and_more([layer.name for layer, _ in found]),
-            f"squeeze with --set '{worst.name}:max_rel_error={limit:g}', or raise {key}",
+            f"squeeze with {option}, or raise {key}",
             [layer.name for layer, _ in found],
         )
 

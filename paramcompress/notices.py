@@ -36,6 +36,8 @@ def render(verdict: Verdict, *, width: int, verbose: bool = False, ascii_only: b
     lines = _table(shown, width, ascii_only=ascii_only) if shown else []
     if grouped:
         lines.append(Text(f"+ {grouped} more, which pass; -v lists them", style="dim"))
+    if source := _source(verdict.files):
+        lines.append(Text(source, style="dim"))
     for one in verdict.files:
         for finding in one.findings:
             lines.append(_labelled(finding.level, finding.what))
@@ -76,6 +78,7 @@ def to_markdown(verdict: Verdict) -> str:
         ),
     ]
     lines = [MARKER, f"### :{icon}: Model budget: {_sum(verdict)}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    lines += [f"{source.capitalize()}.", ""] if (source := _source(verdict.files)) else []
     for one in verdict.files:
         for finding in one.findings:
             lines.append(f"- **{finding.level}** {_escaped(finding.what)}")
@@ -177,7 +180,6 @@ def _columns(files: Sequence[Checked]) -> list[Column]:
         Column(
             "max error", ["-" if one.max_rel_error is None else f"{one.max_rel_error:g}" for one in files], gives_way=2
         ),
-        Column("errors are", ["-" if one.rel_error is None else _source(one) for one in files], "<", gives_way=1),
         Column("result", [one.status for one in files], "<"),
     ]
     return [column for column in columns if set(column.cells) != {"-"} or column.header == "size"]
@@ -191,8 +193,17 @@ def _limit(max_rel_error: float | None) -> str:
     return "-" if max_rel_error is None else f"{max_rel_error:g}"
 
 
-def _source(one: Checked) -> str:
-    return "measured" if one.measured else "stated"
+def _source(files: Sequence[Checked]) -> str:
+    """Where errors come from; empty where no file has one."""
+    found = {one.measured for one in files if one.rel_error is not None}
+    if not found:
+        return ""
+    if found == {True}:
+        return "errors are measured against the originals"
+    stated = "are as the files state them"
+    if found == {False}:
+        return f"errors {stated}"
+    return f"errors are measured where an original is named, others {stated}"
 
 
 def _change(one: Checked) -> str:

@@ -121,6 +121,27 @@ def test_the_error_is_measured_and_not_believed(folder: Path, models: Path) -> N
     assert (stated.measured, measured.measured) == (False, True)
 
 
+def test_a_renamed_layer_is_looked_for_among_the_new_ones(folder: Path) -> None:
+    entry = 'layers = {"fc.weight" = {max_rel_error = 0.05}}'
+    state = torch.load("net.pt")
+    paramcompress.squeeze({**state, "fd.weight": state["fc.weight"]}, FILE, force=True)
+    check(entry, update=True)
+    state["head.weight"] = state.pop("fc.weight")
+    paramcompress.squeeze({**state, "fd.weight": state["head.weight"]}, FILE, force=True)
+    assert only(check(entry)).hint.startswith("did you mean head.weight?")
+
+
+@pytest.mark.parametrize(
+    ("entry", "option"),
+    [
+        ("max_rel_error = 0.001", "--max-rel-error 0.001"),
+        ('layers = {"*" = {max_rel_error = 0.002}}', "--set '*:max_rel_error=0.002'"),
+    ],
+)
+def test_the_remedy_for_an_error_is_the_option_that_mends_it(folder: Path, entry: str, option: str) -> None:
+    assert f"squeeze with {option}, or raise" in only(check(entry)).hint
+
+
 # ---- files
 
 
@@ -163,7 +184,7 @@ def test_what_is_missing_fails(folder: Path, entry: str, what: str, hint: str) -
 
 def damage(name: str) -> None:
     data = bytearray(Path(FILE).read_bytes())
-    data[-200] ^= 1
+    data[len(data) // 2] ^= 1
     Path(name).write_bytes(data)
 
 
@@ -178,6 +199,9 @@ def test_what_cannot_be_read_is_3_and_what_breaks_its_promise_is_4(folder: Path)
     finding = only(check('original = "other.pt"'))
     assert (finding.exit_code, finding.layers) == (4, ("conv.weight",))
     assert finding.hint == "if other.pt has changed, squeeze it again"
+    damage("flipped.safetensors")
+    finding = only(check('path = "flipped.safetensors"\noriginal = "net.pt"'))
+    assert (finding.exit_code, finding.hint) == (4, "fetch or squeeze the file again")
 
 
 def test_the_worst_of_several_wins(folder: Path) -> None:
