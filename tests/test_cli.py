@@ -347,6 +347,20 @@ def test_under_github_actions(broken: Conductor, tmp_path: Path, monkeypatch: py
     assert "the step summary cannot be written" in result.stderr
 
 
+def test_names_are_no_workflow_commands(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GitHub's runner obeys every line that begins with ::, so it is told not to listen while names are printed."""
+    hostile = Checked("::add-mask::a", "::error::b", 1, (BROKEN,), n_bytes=1, rel_error=0.0)
+    monkeypatch.setitem(RESULTS, "check", Verdict("c.toml", (hostile,)))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    lines = run("check").stdout.splitlines()
+    token = lines[0].removeprefix("::stop-commands::")
+    assert len(token) == 32
+    obeyed = [line for line in lines[lines.index(f"::{token}::") + 1 :] if line.startswith("::")]
+    assert any(line.startswith("::add-mask::a") for line in lines)
+    assert [line.split("::")[1].split()[0] for line in obeyed] == ["error"]
+    assert token not in run("check").stdout
+
+
 def test_a_budget_that_makes_no_sense_is_annotated_too(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     broken.failure = errors.ConfigError("c.toml: unknown key 'x'", hint="known keys: y")

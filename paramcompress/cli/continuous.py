@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from .. import notices, report
@@ -45,7 +46,8 @@ class Forms:
         if self._out is not None:
             report.write_whole(self._out, (self._text(verdict, annotations) + "\n").encode())
         if self._out is not None or self._format in ("text", "github"):
-            self._print_text(verdict)
+            with _no_commands() if self._on_github else nullcontext():
+                self._print_text(verdict)
         else:
             print(self._text(verdict, annotations))
         if annotations and (self._on_github or (self._format == "github" and self._out is None)):
@@ -74,6 +76,15 @@ class Forms:
             lines = notices.render(verdict, width=out.width, verbose=self._verbose, ascii_only=out.options.ascii_only)
         if lines:  # in a log each finding is one line, for whoever searches it
             out.print(*lines, sep="\n", soft_wrap=not out.is_terminal)
+
+
+@contextmanager
+def _no_commands() -> Iterator[None]:
+    """What is printed here is text to GitHub's runner, even where a layer or a file is called `::error::…`."""
+    token = secrets.token_hex(16)
+    print(f"::stop-commands::{token}")
+    yield
+    print(f"::{token}::")
 
 
 def _append_summary(markdown: str) -> None:
