@@ -102,7 +102,7 @@ def test_the_action_checks(folder: Path, text: str, inputs: dict[str, str], code
     assert done.returncode == code, done.stderr
     assert (folder / "output").read_text() == f"exit-code={code}\n"
     assert not (folder / "owned").exists()
-    annotations = [line for line in (done.stdout + done.stderr).splitlines() if re.match("::(error|warning) ", line)]
+    annotations = [line for line in (done.stdout + done.stderr).splitlines() if re.match("::(error|warning)[ :]", line)]
     assert len(annotations) == (code > 0)
     if code == 1:
         assert annotations[0].startswith(f"::error file=paramcompress.toml,line=3,title={FILE}%3A max_size::")
