@@ -115,6 +115,12 @@ def test_workflow_commands() -> None:
     ]
 
 
+def test_a_workflow_command_is_escaped_as_github_reads_it() -> None:
+    """Percent first, or what it escapes would be escaped twice; colons and commas only where they separate."""
+    found = notices.annotation("warn", "50%: a,b\nc", file="a,b", line=3, title="x:y%")
+    assert found == "::warning file=a%2Cb,line=3,title=x%3Ay%25::50%25: a,b%0Ac"
+
+
 def test_paths_of_workflow_commands_begin_at_the_root(tmp_path: Path) -> None:
     verdict = replace(VERDICT, config=str(tmp_path / "sub" / "p.toml"))
     assert "file=sub/p.toml," in notices.to_github(verdict, tmp_path)

@@ -16,7 +16,8 @@ import torch
 from helpers import gaussian, low_rank, smooth_kernels
 
 import paramcompress
-from paramcompress import anatomy, pages, report_files, reporting
+from paramcompress import anatomy, codec, pages, report_files, reporting
+from paramcompress.container import Reader
 from paramcompress.errors import CheckpointError, ConfigError, FormatError, OutputError, UnsupportedFormatError
 from paramcompress.pages import CurvePoint
 from paramcompress.records import Anatomy, LayerReport, Report, Spectrum
@@ -196,6 +197,20 @@ def test_sections_add_up_to_the_file(squeezed: Path) -> None:
     assert found["dictionary"] > 625  # the 25 x 25 basis of the kernels, and the atoms of the low-rank layer
     assert found["coefficients"] + found["dictionary"] - 625 < layers["rank"]
     assert index < 1500
+
+
+def test_sections_of_a_stream_add_up_and_are_what_is_in_it(squeezed: Path) -> None:
+    with Reader(squeezed) as reader:
+        for name, entry in reader.entries.items():
+            if entry.codec != codec.FACTORED:
+                continue
+            stream = reader.stream(entry)
+            found = codec.section_bytes(stream, entry.shape)
+            factors = codec.decode_factored(stream, entry.shape)
+            assert sum(found.values()) == len(stream)
+            assert (found["stored"] > 0) is (factors.stored is not None)
+            assert (found["coefficients"] > 0) is (factors.low_rank is not None) is (name == "rank")
+            assert (found["dictionary"] > 0) is (factors.dictionary not in ("none", "cosine"))
 
 
 def test_spectra_are_those_of_the_decoded_matrices(squeezed: Path) -> None:
