@@ -29,7 +29,7 @@ not at all.
 | exit code | means |
 |---|---|
 | 0 | done |
-| 1 | a budget cannot be met |
+| 1 | a budget cannot be met; in `check`, is broken, or a file is missing ([ci.md](ci.md)) |
 | 2 | wrong usage, or a configuration that makes no sense |
 | 3 | input unreadable, damaged or unsafe; output not writable, disk full |
 | 4 | verification failed: the decoded file breaks a promise |

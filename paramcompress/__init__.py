@@ -17,9 +17,12 @@ from .errors import (
     UnsupportedFormatError,
     VerificationError,
 )
-from .records import LayerReport, Report, Sweep
+from .records import Difference, LayerDifference, LayerReport, Report, Sweep
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from .differences import diff
+    from .gate import check
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
 
@@ -30,16 +33,21 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "ConfigError",
+    "Difference",
     "EncodeError",
     "FormatError",
+    "LayerDifference",
     "LayerReport",
     "OutputError",
     "ParamCompressError",
     "Report",
     "Sweep",
     "UnsupportedFormatError",
+    "Verdict",
     "VerificationError",
     "__version__",
+    "check",
+    "diff",
     "expand",
     "inspect",
     "load_file",
@@ -49,6 +57,8 @@ __all__ = [
     "sweep",
     "verify",
 ]
+
+_HOMES = {"check": ".gate", "diff": ".differences", "sweep": ".sweeps"}
 
 
 def __getattr__(name: str) -> Any:
@@ -61,7 +71,7 @@ def __getattr__(name: str) -> Any:
         except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
             return "0+unknown"
     if name in __all__:
-        return getattr(import_module(".sweeps" if name == "sweep" else ".pipeline", __name__), name)
+        return getattr(import_module(_HOMES.get(name, ".pipeline"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

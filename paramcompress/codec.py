@@ -356,6 +356,28 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
     return Factors(layout, step, transform, basis, low_rank, stored)
 
 
+def section_bytes(stream: bytes | memoryview, shape: tuple[int, ...]) -> dict[str, int]:
+    """Where the bytes of a factored stream go: `dictionary` (Q, D and what scales them), `coefficients` (C), `stored`
+    (S), and `head`. They add up to the stream; nothing is decoded, and the stream is one that `decode_factored` reads.
+    """
+    layout = Layout.of(shape)
+    head = stream[0]
+    found = {"dictionary": 0, "coefficients": 0, "stored": 0, "head": 5}
+    if TRANSFORMS[head & 15] == "patch":
+        found["dictionary"] += layout.kernel_size**2
+    at = 5 + found["dictionary"]
+    if head & 16:
+        rank, after = entropy.read_varint(stream, at + 4)
+        found["dictionary"] += after + rank - at
+        at = after + rank
+        for name in ("coefficients", "dictionary"):
+            n_bytes, after = entropy.read_varint(stream, at)
+            found[name] += after + n_bytes - at
+            at = after + n_bytes
+    found["stored"] = len(stream) - at
+    return found
+
+
 def to_tensor(matrix: NDArray[np.float32], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Tensor of a reconstructed matrix: float32, then one rounding to dtype.
 

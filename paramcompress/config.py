@@ -5,18 +5,15 @@ What comes out are keyword arguments of `pipeline.squeeze`: only those that were
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from . import dictionaries
+from . import checkers, dictionaries
 from .errors import ConfigError
-from .units import parse_size
 
 TARGETS = ("target_size", "bits_per_weight", "max_rel_error")
 Effort = Literal["fast", "default", "max"]
@@ -44,7 +41,7 @@ def check(settings: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value that does not fit, more than one target.
     """
-    checked = _checked(settings, _SETTINGS, where)
+    checked = checkers.table(settings, _SETTINGS, where)
     _one_target(checked, where)
     return checked
 
@@ -55,7 +52,7 @@ def check_override(values: Mapping[str, Any], *, where: str = "") -> dict[str, A
     >>> check_override({"rank": 16, "density": 0.02})
     {'rank': 16, 'density': 0.02}
     """
-    checked = _checked(values, _OVERRIDE, where)
+    checked = checkers.table(values, _OVERRIDE, where)
     if checked.get("rank") and "lowrank" not in checked.get("dictionary", "lowrank"):
         raise ConfigError(f"{where}rank {checked['rank']} for dictionary {checked['dictionary']!r}, which has none")
     return checked
@@ -80,7 +77,7 @@ def parse_set(text: str) -> tuple[str, dict[str, Any]]:
         if key in values:
             raise ConfigError(f"{where}{key} is given twice")
         values[key] = _value(value)
-    return _pattern(pattern, where), check_override(values, where=where)
+    return checkers.pattern(pattern, where), check_override(values, where=where)
 
 
 def parse_levels(text: str) -> tuple[float, ...]:
@@ -114,20 +111,6 @@ def merge(settings: Mapping[str, Any], given: Mapping[str, Any], sets: Iterable[
     return {**merged, "layers": layers} if layers else merged
 
 
-def _checked(values: Mapping[str, Any], known: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            meant = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise ConfigError(f"{where}unknown key {key!r}", hint=f"{meant}known keys: {', '.join(known)}")
-        try:
-            checked[key] = known[key](value)
-        except ConfigError as error:
-            raise ConfigError(f"{where}{key}: {error}", hint=error.hint) from error
-    return checked
-
-
 def _one_target(settings: Mapping[str, Any], where: str) -> None:
     found = [target for target in TARGETS if target in settings]
     if len(found) > 1:
@@ -146,101 +129,48 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _refused(value: object, expected: str) -> ConfigError:
-    return ConfigError(f"found {value!r}, expected {expected}")
-
-
-def _number(low: float, high: float, expected: str) -> Callable[[Any], float]:
-    def checker(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise _refused(value, expected)
-        return value
-
-    return checker
-
-
-def _integer(low: int) -> Callable[[Any], int]:
-    def checker(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise _refused(value, f"a whole number from {low} on")
-        return value
-
-    return checker
-
-
-def _size(value: Any) -> int:
-    if not isinstance(value, int | str) or (n_bytes := parse_size(value)) == 0:
-        raise _refused(value, 'a size above zero, such as "3MB"')
-    return n_bytes
-
-
 def _effort(value: Any) -> str:
     if value not in get_args(Effort):
-        raise _refused(value, f"one of {', '.join(get_args(Effort))}")
+        raise checkers.refused(value, f"one of {', '.join(get_args(Effort))}")
     return str(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _refused(value, "true or false")
-    return value
-
-
-def _word(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise _refused(value, "a name")
-    return value
 
 
 def _dictionary(value: Any) -> str:
     if value not in dictionaries.NAMES:
-        raise _refused(value, f"one of {', '.join(dictionaries.NAMES)}")
+        raise checkers.refused(value, f"one of {', '.join(dictionaries.NAMES)}")
     return str(value)
-
-
-def _pattern(text: str, where: str = "") -> str:
-    if text.startswith("re:"):
-        try:
-            re.compile(text.removeprefix("re:"))
-        except re.error as error:
-            raise ConfigError(f"{where}{text!r} is not a regular expression: {error}") from error
-    return text
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) for pattern in value):
-        raise _refused(value, 'a list of patterns, such as ["conv*"]')
-    return tuple(map(_pattern, value))
 
 
 def _layers(value: Any) -> dict[str, dict[str, Any]]:
     expected = 'a table of pattern = {key = value}, such as "fc*" = {rank = 16}'
     if not isinstance(value, Mapping):
-        raise _refused(value, expected)
+        raise checkers.refused(value, expected)
     for pattern, values in value.items():
         if not isinstance(values, Mapping):
             raise ConfigError(f"{pattern!r}: found {values!r}, expected {{key = value}}", hint=f"layers is {expected}")
-    return {_pattern(pattern): check_override(values, where=f"{pattern!r}: ") for pattern, values in value.items()}
+    return {
+        checkers.pattern(pattern): check_override(values, where=f"{pattern!r}: ") for pattern, values in value.items()
+    }
 
 
 # 1 is what an all-zero tensor has; a little above is let through for limits that were computed
-_ERROR = _number(0, 1.01, "a number from 0 to 1, such as 0.03")
+_ERROR = checkers.number(0, 1.01, "a number from 0 to 1, such as 0.03")
 _SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "target_size": _size,
-    "bits_per_weight": _number(math.ulp(0), sys.float_info.max, "a number above 0, such as 3.5"),
+    "target_size": checkers.size,
+    "bits_per_weight": checkers.number(math.ulp(0), sys.float_info.max, "a number above 0, such as 3.5"),
     "max_rel_error": _ERROR,
     "effort": _effort,
-    "workers": _integer(1),
-    "device": _word,
-    "seed": _integer(0),
-    "include": _patterns,
-    "exclude": _patterns,
+    "workers": checkers.integer(1),
+    "device": checkers.word,
+    "seed": checkers.integer(0),
+    "include": checkers.patterns,
+    "exclude": checkers.patterns,
     "layers": _layers,
 }
 _OVERRIDE: dict[str, Callable[[Any], Any]] = {
     "max_rel_error": _ERROR,
     "dictionary": _dictionary,
-    "rank": _integer(0),
-    "density": _number(0, 1, "a share from 0 to 1, such as 0.02"),
-    "exact": _flag,
+    "rank": checkers.integer(0),
+    "density": checkers.number(0, 1, "a share from 0 to 1, such as 0.02"),
+    "exact": checkers.flag,
 }

@@ -67,6 +67,25 @@ def survey(tensor: Tensor) -> Survey:
     return Survey(nothing == 0, math.sqrt(squares) if nothing == 0 else math.nan)
 
 
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Cosine of the angle between two finite tensors of one shape, read as vectors; None where one is all zero.
+
+    >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([1e30, 1e30]))
+    0.7071067811865475
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"tensors of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.numel() == 0 or (peaks := [float(one.abs().max()) for one in (a, b)]).count(0.0):
+        return None
+    inner = a_squared = b_squared = 0.0
+    for part in zip(_split(a), _split(b), strict=True):  # each scaled by its largest entry, so that squares have room
+        left, right = (one.double() / peak for one, peak in zip(part, peaks, strict=True))
+        inner += float(left @ right)
+        a_squared += float(left @ left)
+        b_squared += float(right @ right)
+    return max(-1.0, min(1.0, inner / math.sqrt(a_squared * b_squared)))
+
+
 def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     for pieces in zip(*(_split(tensor) for tensor in tensors), strict=True):

@@ -125,3 +125,70 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """The sweep as plain JSON values; layout described in docs/json.md."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """One tensor in an old and a new file."""
+
+    name: str
+    change: str
+    """`added`, `removed`, `renamed`, `reshaped`, `retyped`, `changed`, or `same` (bit for bit)."""
+    old_name: str | None
+    """Where it was renamed."""
+    old_shape: tuple[int, ...] | None
+    """None where it was added; so for the other old values."""
+    new_shape: tuple[int, ...] | None
+    """None where it was removed; so for the other new values."""
+    old_dtype: str | None
+    new_dtype: str | None
+    old_bytes: int
+    """In the old file; 0 where it is not there, or tied to another."""
+    new_bytes: int
+    rel_change: float | None
+    """||new - old||_F / ||old||_F; None where shapes differ, where one holds NaN or Inf, or where old is all zero."""
+    cosine: float | None
+    """Of the angle between both, read as vectors; None as above, and where new is all zero."""
+    max_abs_change: float | None
+    """Largest |new - old|, in the units of the weights."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a new file changed, layer by layer, what matters most first."""
+
+    old: str
+    new: str
+    """Paths."""
+    old_bytes: int
+    """Of the whole file or folder."""
+    new_bytes: int
+    layers: tuple[LayerDifference, ...]
+    elapsed_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as plain JSON values; layout described in docs/json.md."""
+        return {"schema": SCHEMA_VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The largest singular values of one decoded matrix."""
+
+    name: str
+    values: tuple[float, ...]
+    """In falling order, relative to the Frobenius norm: their squares are shares of the energy."""
+    n_all: int
+    """Singular values that the matrix has."""
+    rank: int
+    """Atoms in the low-rank part of its code."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a squeezed file is made of."""
+
+    sections: Mapping[str, int]
+    """Bytes by what they hold, largest first; they add up to the file."""
+    spectra: tuple[Spectrum, ...]
+    """Of the largest matrices."""

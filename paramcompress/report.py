@@ -6,17 +6,17 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from . import pages
 from .errors import ConfigError, OutputError
-from .records import LayerReport, Report, Sweep
-from .units import UNITS, format_size
+from .pages import CurvePoint
+from .records import Anatomy, LayerReport, Report, Sweep
+from .tables import Column, code_span, format_error, format_shape, laid_out, printable, rule
+from .units import format_size, sizes
 
 SCREENFUL = 24
 """Tensors up to which each has its own line; beyond, vectors and small exact tensors share one."""
@@ -24,26 +24,6 @@ SMALL_BYTES = 4096
 """An exact tensor up to this size is a small one."""
 NOTES_SHOWN = 5
 """Notes of single layers shown unless all are asked for."""
-NAME_WIDTH = 10
-"""Terminal cells that names have at least; in a narrower table, columns go instead."""
-
-
-class _Column(NamedTuple):
-    """One column after the name: what is written in it, and the order in which it leaves a narrow table (0 stays)."""
-
-    header: str
-    cells: list[str]
-    align: Literal["<", ">"] = ">"
-    gives_way: int = 0
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (self.header, *self.cells)))
-
-    def padded(self) -> list[str]:
-        """Header and cells, all of one width."""
-        width = self.width
-        return [f"{cell:{self.align}{width}}" for cell in (self.header, *self.cells)]
 
 
 def render(report: Report, *, width: int, verbose: bool = False, ascii_only: bool = False) -> list[Text]:
@@ -65,7 +45,7 @@ def render(report: Report, *, width: int, verbose: bool = False, ascii_only: boo
 
 def table(layers: Sequence[LayerReport], *, width: int, ascii_only: bool = False) -> list[Text]:
     """One line per layer in at most `width` cells; names give way first, then shape, density and original size."""
-    return _laid_out([layer.name for layer in layers], _columns(layers), width, ascii_only=ascii_only)
+    return laid_out([layer.name for layer in layers], _columns(layers), width, ascii_only=ascii_only)
 
 
 def render_sweep(sweep: Sweep, *, width: int, verbose: bool = False, ascii_only: bool = False) -> list[Text]:
@@ -76,90 +56,18 @@ def render_sweep(sweep: Sweep, *, width: int, verbose: bool = False, ascii_only:
     """
     columns = [column.padded() for column in _sweep_columns(sweep)]
     head, *lines = ("  ".join(row).rstrip() for row in zip(*columns, strict=True))
-    shown = [Text(head, style="bold"), _rule((head, *lines), ascii_only=ascii_only), *map(Text, lines)]
+    shown = [Text(head, style="bold"), rule((head, *lines), ascii_only=ascii_only), *map(Text, lines)]
     if verbose and sweep.points[0].layers:
         layers = [
-            _Column(
+            Column(
                 f"{point.max_rel_error:g}", [format_size(layer.bytes_after) for layer in point.layers], gives_way=place
             )
             for place, point in zip(_from_the_middle(len(sweep.points)), sweep.points, strict=True)
         ]
         names = [layer.name for layer in sweep.points[0].layers]
-        shown += [Text(), *_laid_out(names, layers, width, ascii_only=ascii_only)]
+        shown += [Text(), *laid_out(names, layers, width, ascii_only=ascii_only)]
     before = f"{format_size(sweep.bytes_before)} in {sweep.n_weights:,} weights; errors are of the worst layer"
     return [*shown, Text(before), *(Text(f"note: {printable(note)}", style="yellow") for note in sweep.notes)]
-
-
-def _laid_out(names: Sequence[str], columns: Sequence[_Column], width: int, *, ascii_only: bool) -> list[Text]:
-    """Table of names and columns in at most `width` cells; what gives way to fit is said below it."""
-    every, columns = [column.header for column in columns], list(columns)
-    names = list(map(printable, names))
-    longest = max(map(cell_len, ("layer", *names)))
-    while _room(columns, width, gap=1) < min(longest, NAME_WIDTH) and any(column.gives_way for column in columns):
-        columns.remove(min((column for column in columns if column.gives_way), key=lambda column: column.gives_way))
-    gap = 2 if _room(columns, width, gap=2) >= longest else 1
-    room = max(_room(columns, width, gap), 1)
-
-    short = [shorten(name, room, ascii_only=ascii_only) for name in ("layer", *names)]
-    name_width = max(map(cell_len, short))
-    short = [set_cell_size(name, name_width) for name in short]
-    rows = zip(short, *(column.padded() for column in columns), strict=True)
-    head, *lines = [(" " * gap).join(row).rstrip() for row in rows]
-    gone = [header for header in every if header not in [column.header for column in columns]]
-    left_out = _left_out(gone, longest > room)
-    return [
-        Text(head, style="bold"),
-        _rule((head, *lines), ascii_only=ascii_only),
-        *map(Text, lines),
-        *([Text(left_out, style="dim")] if left_out else []),
-    ]
-
-
-def sizes(before: int, after: int) -> str:
-    """Two sizes in one unit and what they mean for each other.
-
-    >>> sizes(3_431_220, 368_422), sizes(100, 100)
-    ('3.43 MB -> 0.37 MB, 9.3x smaller', '100 B -> 100 B, not smaller')
-    """
-    large, small = format_size(before), format_size(after)
-    unit = large.split()[1]
-    if not small.endswith(f" {unit}") and UNITS[unit] / 10 <= after < UNITS[unit]:
-        small = f"{after / UNITS[unit]:.2f} {unit}"
-    gain = f"{before / after:.1f}x smaller" if 0 < after < before else "not smaller"
-    return f"{large} -> {small}, {gain}"
-
-
-def printable(text: str) -> str:
-    """`text` with escapes in place of what would move a cursor, ring a bell or hide.
-
-    >>> print(printable("fc\\x1b[2J.weight"))
-    fc\\x1b[2J.weight
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def shorten(name: str, width: int, *, ascii_only: bool = False) -> str:
-    """`name` in at most `width` cells: words become initials, from the middle out; digits and dots stay.
-
-    So `layers.17` and `layers.18` remain two names. What is still too long loses its middle.
-
-    >>> shorten("model.layers.17.self_attn.q_proj.weight", 27)
-    'model.l.17.s_a.q_p.weight'
-    >>> shorten("model.layers.17.self_attn.q_proj.weight", 10)
-    'm.l.1…_p.w'
-    """
-    words = sorted(re.finditer(r"[^\W\d_]{2,}", name), key=lambda word: abs(word.start() + word.end() - len(name)))
-    marks = list(name)
-    for word in words:
-        if cell_len("".join(marks)) <= width:
-            break
-        marks[word.start() + 1 : word.end()] = [""] * (word.end() - word.start() - 1)
-    short = "".join(marks)
-    if cell_len(short) <= width:
-        return short
-    head = width // 2
-    tail = width - head - 1
-    return set_cell_size(short, head) + ("~" if ascii_only else "…") + set_cell_size(short[::-1], tail)[::-1]
 
 
 def to_json(report: Report | Sweep) -> str:
@@ -170,7 +78,7 @@ def to_json(report: Report | Sweep) -> str:
 def to_markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown, with every tensor."""
     columns = _columns(report.layers)
-    names = [_code(layer.name) for layer in report.layers]
+    names = [code_span(layer.name) for layer in report.layers]
     rows = [
         ("layer", *(column.header for column in columns)),
         (":--", *("--:" if column.align == ">" else ":--" for column in columns)),
@@ -178,11 +86,11 @@ def to_markdown(report: Report) -> str:
     ]
     return "\n".join(
         [
-            f"## {_code(report.output or report.source)}",
+            f"## {code_span(report.output or report.source)}",
             "",
             f"**{_totals(report)}** ({_exactly(report)})",
             "",
-            f"Target: {_code(report.target)}",
+            f"Target: {code_span(report.target)}",
             "",
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
@@ -202,8 +110,8 @@ def to_csv(sweep: Sweep) -> str:
     return text.getvalue()
 
 
-WRITERS = {".json": to_json, ".md": to_markdown}
-"""What a report file holds, by its suffix."""
+SUFFIXES = (".json", ".md", ".html")
+"""Of report files; each says what the file holds."""
 
 
 def check_destination(path: Path, *, force: bool) -> None:
@@ -213,9 +121,9 @@ def check_destination(path: Path, *, force: bool) -> None:
         ConfigError: the suffix is of no known format.
         OutputError: the file exists and `force` is not given, or its folder does not.
     """
-    if path.suffix not in WRITERS:
-        known = " or ".join(WRITERS)
-        raise ConfigError(f"--report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
+    if path.suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ConfigError(f"report {path}: no report format has suffix {path.suffix!r}", hint=f"end it in {known}")
     check_writable(path, force=force)
 
 
@@ -231,13 +139,20 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise OutputError(path, "its folder does not exist")
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report, path: Path, anatomy: Anatomy | None = None, sweep: Sequence[CurvePoint] = ()) -> None:
     """Write `report` to `path` in the format of its suffix, whole or not at all.
+
+    Args:
+        anatomy, sweep: what HTML draws beside the report.
 
     Raises:
         OutputError: the file system refuses.
     """
-    write_whole(path, (WRITERS[path.suffix](report) + "\n").encode())
+    if path.suffix == ".html":
+        text = pages.render(report, anatomy, sweep)
+    else:
+        text = to_json(report) if path.suffix == ".json" else to_markdown(report)
+    write_whole(path, (text + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -256,31 +171,31 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _columns(layers: Sequence[LayerReport]) -> list[_Column]:
+def _columns(layers: Sequence[LayerReport]) -> list[Column]:
     """What a table says of each layer, the name apart."""
     return [
-        _Column("shape", [_shape(layer.shape) for layer in layers], "<", gives_way=1),
-        _Column("dictionary", [_dictionary(layer) for layer in layers], "<"),
-        _Column("rank", [str(layer.rank or "-") for layer in layers]),
-        _Column("density", [_density(layer) for layer in layers], gives_way=2),
-        _Column("bits/w", [f"{layer.bits_per_weight:.2f}" for layer in layers]),
-        _Column("before", [format_size(layer.bytes_before) for layer in layers], gives_way=3),
-        _Column("after", [format_size(layer.bytes_after) for layer in layers]),
-        _Column("error", [_error(layer.rel_error) for layer in layers]),
+        Column("shape", [format_shape(layer.shape) for layer in layers], "<", gives_way=1),
+        Column("dictionary", [_dictionary(layer) for layer in layers], "<"),
+        Column("rank", [str(layer.rank or "-") for layer in layers]),
+        Column("density", [_density(layer) for layer in layers], gives_way=2),
+        Column("bits/w", [f"{layer.bits_per_weight:.2f}" for layer in layers]),
+        Column("before", [format_size(layer.bytes_before) for layer in layers], gives_way=3),
+        Column("after", [format_size(layer.bytes_after) for layer in layers]),
+        Column("error", [format_error(layer.rel_error) for layer in layers]),
     ]
 
 
-def _sweep_columns(sweep: Sweep) -> list[_Column]:
+def _sweep_columns(sweep: Sweep) -> list[Column]:
     """What a table says of each limit."""
     points = sweep.points
     smaller = [sweep.bytes_before / max(point.bytes_after, 1) for point in points]
     return [
-        _Column("max error", [f"{point.max_rel_error:g}" for point in points]),
-        _Column("size", [format_size(point.bytes_after) for point in points]),
-        _Column("bytes", [f"{point.bytes_after:,}" for point in points]),
-        _Column("smaller", [f"{times:.2f}x" for times in smaller]),
-        _Column("bits/w", [f"{point.bits_per_weight:.2f}" for point in points]),
-        _Column("error", [_error(point.rel_error) for point in points]),
+        Column("max error", [f"{point.max_rel_error:g}" for point in points]),
+        Column("size", [format_size(point.bytes_after) for point in points]),
+        Column("bytes", [f"{point.bytes_after:,}" for point in points]),
+        Column("smaller", [f"{times:.2f}x" for times in smaller]),
+        Column("bits/w", [f"{point.bits_per_weight:.2f}" for point in points]),
+        Column("error", [format_error(point.rel_error) for point in points]),
     ]
 
 
@@ -294,26 +209,6 @@ def _from_the_middle(n: int) -> list[int]:
     return [inner.index(place) + 1 if place in inner else 0 for place in range(n)]
 
 
-def _room(columns: Sequence[_Column], width: int, gap: int) -> int:
-    """Terminal cells left for names."""
-    return width - sum(column.width + gap for column in columns)
-
-
-def _rule(lines: Sequence[str], *, ascii_only: bool) -> Text:
-    """What stands between the head of a table and its lines."""
-    return Text(("-" if ascii_only else "─") * max(map(cell_len, lines)), style="dim")
-
-
-def _left_out(gone: Sequence[str], names_shortened: bool) -> str | None:
-    """What a table had to do to fit, in words."""
-    did = ["names shortened"] * names_shortened + [f"no {header}" for header in gone]
-    return f"{', '.join(did)}: --json or a wider terminal has it all" if did else None
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
 def _dictionary(layer: LayerReport) -> str:
     """The dictionary, or why there is none."""
     return printable(layer.dictionary if layer.codec == "factored" else layer.codec)
@@ -323,12 +218,6 @@ def _density(layer: LayerReport) -> str:
     if layer.codec != "factored":
         return "-"
     return "<0.001" if 0 < layer.density < 0.0005 else f"{layer.density:.3f}"
-
-
-def _error(rel_error: float) -> str:
-    if rel_error == 0:
-        return "0"
-    return f"{rel_error:.4f}" if rel_error >= 0.001 else f"{rel_error:.0e}"
 
 
 def _split(layers: Sequence[LayerReport]) -> tuple[Sequence[LayerReport], Sequence[LayerReport]]:
@@ -346,7 +235,7 @@ def _is_minor(layer: LayerReport) -> bool:
 def _grouped_line(layers: Sequence[LayerReport]) -> str:
     before, after = sum(layer.bytes_before for layer in layers), sum(layer.bytes_after for layer in layers)
     worst = max(layer.rel_error for layer in layers)
-    error = f"error at most {_error(worst)}" if worst else "all exact"
+    error = f"error at most {format_error(worst)}" if worst else "all exact"
     return (
         f"+ {len(layers)} vectors and small tensors: {format_size(before)} -> {format_size(after)}, "
         f"{error}; -v lists them"
@@ -372,10 +261,3 @@ def _notes(report: Report, verbose: bool) -> list[str]:
 
 def _layer_note(layer: LayerReport) -> str:
     return layer.note or (f"stored once, as {layer.tied_to}" if layer.tied_to else "")
-
-
-def _code(name: str) -> str:
-    """`name` as a code span that can stand in a table cell."""
-    fence = "``" if "`" in name else "`"
-    pad = " " if "`" in name else ""
-    return f"{fence}{pad}{printable(name)}{pad}{fence}".replace("|", "\\|")

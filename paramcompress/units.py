@@ -38,3 +38,17 @@ def format_size(n_bytes: int) -> str:
         if value >= 0.9995:  # rounds to 1.00
             return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
     return f"{n_bytes} B"
+
+
+def sizes(before: int, after: int) -> str:
+    """Two sizes in one unit and what they mean for each other.
+
+    >>> sizes(3_431_220, 368_422), sizes(100, 100)
+    ('3.43 MB -> 0.37 MB, 9.3x smaller', '100 B -> 100 B, not smaller')
+    """
+    large, small = format_size(before), format_size(after)
+    unit = large.split()[1]
+    if not small.endswith(f" {unit}") and UNITS[unit] / 10 <= after < UNITS[unit]:
+        small = f"{after / UNITS[unit]:.2f} {unit}"
+    gain = f"{before / after:.1f}x smaller" if 0 < after < before else "not smaller"
+    return f"{large} -> {small}, {gain}"

@@ -10,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
-    ("errors", "records", "jit", "prior"),
+    ("errors", "records", "jit", "prior", "verdicts"),
     ("units", "trellis", "metrics", "dictionaries"),
-    ("entropy",),
-    ("prices", "checkpoint", "config", "report", "plot"),
+    ("entropy", "checkers", "tables"),
+    ("prices", "budget", "baseline", "notices", "difference_page", "checkpoint", "config", "pages", "plot"),
     ("scales", "sample", "quantize", "codec"),
-    ("estimate", "search", "transforms", "container"),
+    ("estimate", "search", "transforms", "container", "report", "report_files"),
     ("ranks",),
     ("fit",),
     ("layer",),
     ("plan",),
-    ("pipeline",),
-    ("sweeps",),
+    ("pipeline", "judge"),
+    ("sweeps", "gate", "differences", "anatomy"),
+    ("reporting",),
     ("cli",),
     ("__main__",),
 )
@@ -31,7 +32,7 @@ hands out names of all floors, and nobody imports from it but for the version.
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "typer": {"cli"},
-    "rich": {"cli", "report"},
+    "rich": {"cli", "difference_page", "notices", "report", "tables"},
     "safetensors": {"checkpoint"},
     "pickle": {"checkpoint"},
     "zipfile": {"checkpoint"},

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import io
 import json
 import os
 import pty
+import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 import paramcompress
 from paramcompress import errors
 from paramcompress.cli import COMMANDS, app
-from paramcompress.records import LayerReport, Report, Sweep, SweepPoint
+from paramcompress.records import Difference, LayerReport, Report, Sweep, SweepPoint
+from paramcompress.verdicts import Checked, Finding, Verdict
 
 NAMES = [command.__name__ for command in COMMANDS]
 LAYER = LayerReport("fc[red].weight", (4, 8), "float32", "factored", "none", 0, 0.5, 3.0, 128, 12, 0.03, 0.1)
 REPORT = Report("m.pt", "m.squeezed.safetensors", "max_rel_error 0.03", 32, 128, 100, (LAYER,))
 SWEEP = Sweep("m.pt", 32, 128, (SweepPoint(0.03, 100, 25.0, 0.03, (LAYER,)),))
-RESULTS = {"expand": Path("m.pt"), "sweep": SWEEP}
+BROKEN = Finding("fail", 1, "max_size", "f: 100 B is over max_size 90 B", "squeeze it", ("fc",))
+VERDICT = Verdict("paramcompress.toml", (Checked("net", "f", 1, (BROKEN,), n_bytes=100, rel_error=0.0),))
+PASSED = Verdict("paramcompress.toml", (Checked("net", "f", 1, n_bytes=100, rel_error=0.0),))
+RESULTS = {
+    "expand": Path("m.pt"),
+    "sweep": SWEEP,
+    "check": PASSED,
+    "diff": Difference("a", "b", 1, 1, ()),
+    "make": None,
+}
 
 Call = tuple[str, tuple[object, ...], dict[str, object]]
 
 
 class Conductor(types.ModuleType):
-    """Stands in for `pipeline` and `sweeps`: notes each call, does no work, fails on request."""
+    """Stands in for the conductors: notes each call, does no work, fails on request."""
 
     def __init__(self) -> None:
         super().__init__("paramcompress.pipeline")
         self.calls: list[Call] = []
         self.failure: BaseException | None = None
-        for name in NAMES:
+        for name in (*NAMES, "make"):
             setattr(self, name, self._stand_in(name))
 
     def _stand_in(self, name: str) -> Callable[..., object]:
@@ -51,14 +66,15 @@ class Conductor(types.ModuleType):
 
         return call
 
-    def default_output(self, source: Path) -> Path:
+    @staticmethod
+    def default_output(source: Path) -> Path:
         return source.with_suffix(".squeezed.safetensors")
 
 
 @pytest.fixture
 def conductor(monkeypatch: pytest.MonkeyPatch) -> Conductor:
     stand_in = Conductor()
-    for room in ("pipeline", "sweeps"):
+    for room in ("pipeline", "sweeps", "gate", "differences", "reporting"):
         monkeypatch.setitem(sys.modules, f"paramcompress.{room}", stand_in)
         monkeypatch.setattr(paramcompress, room, stand_in, raising=False)
     return stand_in
@@ -102,6 +118,12 @@ CALLS: list[tuple[str, Call]] = [
     ("inspect f.safetensors", ("inspect", (FILE,), {})),
     ("verify f.safetensors", ("verify", (FILE, None), {"progress": None})),
     ("verify f.safetensors m.pt --workers 2", ("verify", (FILE, M), {"progress": None, "workers": 2})),
+    ("diff a b", ("diff", (Path("a"), Path("b")), {"progress": None})),
+    ("check", ("check", (None,), {"update_baseline": False, "progress": None})),
+    (
+        "check c.toml --update-baseline --workers 2",
+        ("check", (Path("c.toml"),), {"update_baseline": True, "workers": 2, "progress": None}),
+    ),
     ("sweep m.pt", ("sweep", (M,), {"progress": None})),
     (
         "sweep m.pt --levels 0.01,0.1 --exclude fc* --effort fast --workers 2",
@@ -144,7 +166,8 @@ def test_config_file_and_command_line(conductor: Conductor, tmp_path: Path) -> N
         ("squeeze m.pt --target-size lots", "hint: write a number and one of B, kB"),
         ("squeeze m.pt --set fc:rnk=1", "hint: did you mean 'rank'?"),
         ("squeeze m.pt --config absent.toml", "error: absent.toml: cannot be read"),
-        ("squeeze m.pt --report r.html", "error: --report r.html: no report format"),
+        ("squeeze m.pt --report r.pdf", "error: report r.pdf: no report format"),
+        ("check --format yaml", "yaml"),
     ],
 )
 def test_wrong_usage_ends_before_any_work(conductor: Conductor, line: str, said: str) -> None:
@@ -250,6 +273,107 @@ def test_report_file(conductor: Conductor, tmp_path: Path) -> None:
     assert run("squeeze", "m.pt", "--report", str(path), "--force").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("line", "out"), [("report a.sq", "a.squeezed.safetensors"), ("report a.sq -o r.html --sweep c.csv", "r.html")]
+)
+def test_report_of_a_file(conductor: Conductor, line: str, out: str) -> None:
+    result = run(*line.split())
+    sweep = Path("c.csv") if "--sweep" in line else None
+    assert conductor.calls == [("make", (Path("a.sq"), Path(out)), {"sweep": sweep, "force": False})]
+    assert result.stdout == f"wrote {out}\n"
+    assert json.loads(run(*line.split(), "--json").stdout) == {"schema": 1, "source": "a.sq", "output": out}
+
+
+# ---- check
+
+
+@pytest.fixture
+def broken(conductor: Conductor, monkeypatch: pytest.MonkeyPatch) -> Conductor:
+    """A check that fails, outside of any continuous integration."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(RESULTS, "check", VERDICT)
+    return conductor
+
+
+def test_a_check_ends_with_its_verdict(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("check")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "fail: f: 100 B is over max_size 90 B" in result.stdout
+    assert run("check", "-q").stdout == "fail: f: 100 B is over max_size 90 B\n"
+    monkeypatch.setitem(RESULTS, "check", PASSED)
+    assert (run("check").exit_code, run("check", "-q").stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("json", "{"),
+        ("markdown", "<!-- paramcompress check -->"),
+        ("junit", "<?xml"),
+        ("github", "check"),
+        ("text", "check"),
+    ],
+)
+def test_forms_of_a_check(broken: Conductor, tmp_path: Path, form: str, begins: str) -> None:
+    result = run("check", "--format", form)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(begins)
+    assert ("::error " in result.stdout) is (form == "github")
+    out = tmp_path / "out"
+    kept = run("check", "--format", form, "-o", str(out))
+    assert "fail: f: 100 B is over max_size 90 B" in kept.stdout
+    assert out.read_text().startswith("::error " if form == "github" else begins)
+    assert run("check", "--format", form, "-o", str(out)).exit_code == 3
+    assert run("check", "--json").stdout == run("check", "--format", "json").stdout
+
+
+def test_under_github_actions(broken: Conductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations and summary come by themselves; a document on stdout stays one."""
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    result = run("check")
+    error = "::error file=paramcompress.toml,line=1,title=net%3A max_size::f: 100 B is over max_size 90 B%0Asqueeze it"
+    assert error in result.stdout.splitlines()
+    assert summary.read_text().startswith("<!-- paramcompress check -->\n### :x: Model budget")
+    result = run("check", "--format", "json")
+    assert json.loads(result.stdout)["exit_code"] == 1
+    assert result.stderr == f"{error}\n"
+    assert summary.read_text().count("Model budget") == 2
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "where"))
+    result = run("check")
+    assert result.exit_code == 3
+    assert "the step summary cannot be written" in result.stderr
+
+
+def test_names_are_no_workflow_commands(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GitHub's runner obeys every line that begins with ::, so it is told not to listen while names are printed."""
+    hostile = Checked("::add-mask::a", "::error::b", 1, (BROKEN,), n_bytes=1, rel_error=0.0)
+    monkeypatch.setitem(RESULTS, "check", Verdict("c.toml", (hostile,)))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    lines = run("check").stdout.splitlines()
+    token = lines[0].removeprefix("::stop-commands::")
+    assert len(token) == 32
+    obeyed = [line for line in lines[lines.index(f"::{token}::") + 1 :] if line.startswith("::")]
+    assert any(line.startswith("::add-mask::a") for line in lines)
+    assert [line.split("::")[1].split()[0] for line in obeyed] == ["error"]
+    assert token not in run("check").stdout
+
+
+def test_a_budget_that_makes_no_sense_is_annotated_too(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    broken.failure = errors.ConfigError("c.toml: unknown key 'x'", hint="known keys: y")
+    result = run("check", "c.toml")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "::error file=c.toml::c.toml: unknown key 'x'%0Aknown keys: y",
+        "error: c.toml: unknown key 'x'",
+        "hint: known keys: y",
+    ]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_has_an_example_that_parses(conductor: Conductor, name: str) -> None:
     lines = run(name, "--help").stdout.splitlines()
@@ -331,6 +455,53 @@ def test_progress_bar_on_a_terminal(flags: tuple[str, ...], shown: bool) -> None
     assert process.returncode == 0
     assert ("squeezing" in seen and "64.0/128.0 MB" in seen) is shown
     assert shown or seen == ""
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_fit_the_terminal_that_is_there(width: int) -> None:
+    """A real one: its size comes from the device, not from a variable."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    env = {"TERM": "xterm", "COLUMNS": "", "LINES": ""}
+    with start(FAKE, "inspect", "m.sq", stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        seen = read_all(ours)
+    assert process.returncode == 0
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in seen.replace("\r\n", "\n").splitlines()]
+    assert max(map(cell_len, lines)) <= width
+    assert ("shape" in lines[0]) is (width == 80)
+    assert any("[red]x[/]" in line for line in lines)
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colours_of_a_terminal(variables: dict[str, str], coloured: bool) -> None:
+    ours, theirs = pty.openpty()
+    env = {"TERM": "xterm", "COLUMNS": "80", **variables}
+    with start(FAKE, "squeeze", "m.pt", "--effort", "fast", stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        seen = read_all(ours)
+    assert process.returncode == 0
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-9]", seen)) is coloured
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("paramcompress ", set(NAMES)),
+        ("paramcompress check --format ", {"text", "json", "markdown", "github", "junit"}),
+    ],
+)
+def test_shell_completion(words: str, offered: set[str]) -> None:
+    """What bash asks for when somebody presses Tab."""
+    variables = {
+        "_PARAMCOMPRESS_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    code = "import sys; sys.argv[0] = 'paramcompress'; from paramcompress.cli import main; main()"
+    with start(code, stdout=subprocess.PIPE, env=variables) as process:
+        out, _ = process.communicate()
+    assert set(out.split()) == offered
 
 
 def test_piped_output_is_plain() -> None:

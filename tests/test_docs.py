@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from paramcompress import verdicts
 from paramcompress.cli import COMMANDS, app
-from paramcompress.records import SCHEMA_VERSION, LayerReport, Report
+from paramcompress.records import SCHEMA_VERSION, Difference, LayerDifference, LayerReport, Report
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -96,6 +97,12 @@ def test_json_fields_are_all_described() -> None:
     assert described["Report"] == ["schema", *(field.name for field in fields(Report)), "bits_per_weight"]
     assert described["Layer"] == [field.name for field in fields(LayerReport)]
     assert described["What expand prints"] == ["schema", "source", "output"]
+    assert described["Difference"] == ["schema", *(field.name for field in fields(Difference))]
+    assert described["Layer difference"] == [field.name for field in fields(LayerDifference)]
+    assert described["Check"] == list(verdicts.Verdict("", ()).to_json())
+    assert described["File of a check"] == [*(field.name for field in fields(verdicts.Checked)), "status"]
+    assert described["Finding"] == [field.name for field in fields(verdicts.Finding)]
+    assert f"of its own, here **{verdicts.SCHEMA_VERSION}**" in (DOCS / "json.md").read_text(encoding="utf-8")
     assert f"here **{SCHEMA_VERSION}**" in (DOCS / "json.md").read_text(encoding="utf-8")
 
 

@@ -358,7 +358,7 @@ def use_a_loop(folder: Path, first: str = "", **variables: str) -> str:
     copy = folder / "site" / "paramcompress"
     if not copy.exists():
         copy.mkdir(parents=True)
-        for name in ("__init__.py", "errors.py", "records.py", "jit.py"):
+        for name in ("__init__.py", "errors.py", "records.py", "verdicts.py", "jit.py"):
             shutil.copy(Path(paramcompress.__file__).parent / name, copy)
         (copy / "loop.py").write_text(LOOP)
         (copy / "__pycache__").write_text("")

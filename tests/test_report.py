@@ -15,7 +15,9 @@ from rich.console import Console
 
 from paramcompress.errors import ConfigError, OutputError
 from paramcompress.records import LayerReport, Report
-from paramcompress.report import check_destination, printable, render, shorten, sizes, to_json, to_markdown, write
+from paramcompress.report import check_destination, render, to_json, to_markdown, write
+from paramcompress.tables import printable, shorten
+from paramcompress.units import sizes
 
 CONV = LayerReport(
     name="layer1.0.conv1.weight",
@@ -208,9 +210,9 @@ def test_report_files_are_written_whole(tmp_path: Path, suffix: str) -> None:
 
 
 def test_report_files_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no report format has suffix '\.html'") as caught:
-        check_destination(tmp_path / "report.html", force=True)
-    assert caught.value.hint == "end it in .json or .md"
+    with pytest.raises(ConfigError, match=r"no report format has suffix '\.pdf'") as caught:
+        check_destination(tmp_path / "report.pdf", force=True)
+    assert caught.value.hint == "end it in .json, .md, .html"
     with pytest.raises(OutputError, match="its folder does not exist"):
         check_destination(tmp_path / "absent" / "report.md", force=False)
     with pytest.raises(OutputError, match="No such file"):

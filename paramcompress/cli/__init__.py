@@ -12,10 +12,13 @@ from typing import Annotated
 import typer
 
 from .curves import sweep
+from .differing import diff
 from .files import expand, inspect, squeeze, verify
+from .gates import check
+from .reports import report
 from .translator import Translator
 
-COMMANDS = (squeeze, expand, inspect, verify, sweep)
+COMMANDS = (squeeze, expand, inspect, verify, diff, sweep, check, report)
 
 app = typer.Typer(
     name="paramcompress",

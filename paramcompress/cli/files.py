@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .. import config as settings
-from ..records import SCHEMA_VERSION
+from ..records import SCHEMA_VERSION, Anatomy, Report
 from .options import Device, Effort, Exclude, File, Force, Include, Json, Model, Quiet, Seed, Verbose, Workers, given
 
 
@@ -56,7 +56,7 @@ def squeeze(
     no_verify: Annotated[bool, Option("--no-verify", help="Do not read back and measure what was written.")] = False,
     force: Force = False,
     report: Annotated[
-        Path | None, Option(metavar="FILE", help="Write the report to a .json or .md file as well.")
+        Path | None, Option(metavar="FILE", help="Write the report to a .html, .md or .json file as well.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -101,10 +101,17 @@ def squeeze(
             **options,
         )
     if report:
-        reports.write(result, report)
+        reports.write(result, report, _anatomy(result) if report.suffix == ".html" else None)
     terminal.show(result, as_json=as_json, quiet=quiet, verbose=verbose)
     if dry_run and not (as_json or quiet):
         terminal.say("dry run: nothing was written, sizes and errors are predictions")
+
+
+def _anatomy(result: Report) -> Anatomy | None:
+    """What the file that was written is made of; None after a dry run."""
+    from .. import anatomy
+
+    return anatomy.examine(result.output) if result.output is not None else None
 
 
 def expand(

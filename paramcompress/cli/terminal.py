@@ -5,13 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.text import Text
 
-from .. import report
-from ..records import Progress, Report, Sweep
+from .. import difference_page, report
+from ..records import Difference, Progress, Report, Sweep
+from ..tables import printable
 
 
 class _Console(Console):
@@ -19,6 +30,17 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError being handled
+
+
+class _OnceKnown(ProgressColumn):
+    """A column that stays empty until the bar knows how much there is to do."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return Text() if task.total is None else self._column.render(task)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -30,12 +52,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress(verb: str, *, quiet: bool) -> Iterator[Progress | None]:
-    """One bar over all layers, by bytes, with the time left; None where stderr is no terminal."""
+def progress(verb: str, *, quiet: bool, unit: Literal["bytes", "layers"] = "bytes") -> Iterator[Progress | None]:
+    """One bar over all layers, by their `unit`, with the time left; None where stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(compact=True))
+    done = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), _OnceKnown(done), TimeRemainingColumn(compact=True))
     with Bar(*columns, console=console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(verb, total=None)
         yield lambda _layer, done, total: bar.update(task, completed=done, total=total)
@@ -61,6 +84,16 @@ def show_sweep(result: Sweep, *, as_json: bool, quiet: bool, verbose: bool) -> N
         out.print(*report.render_sweep(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
 
 
+def show_difference(result: Difference, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """The same for a difference."""
+    out = console()
+    if as_json:
+        print(difference_page.to_json(result))
+    elif not quiet:
+        ascii_only = out.options.ascii_only
+        out.print(*difference_page.render(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
+
+
 def say(text: str) -> None:
     """One line on stdout, never broken."""
-    console().print(report.printable(text), soft_wrap=True)
+    console().print(printable(text), soft_wrap=True)

@@ -60,7 +60,7 @@ def _say(label: str, text: str, style: str) -> None:
     """One line on stderr, however long, with the control characters of names and paths escaped."""
     from rich.text import Text
 
-    from ..report import printable
+    from ..tables import printable
     from .terminal import console
 
     console(stderr=True).print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)
