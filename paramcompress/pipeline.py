@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paramcompress import config, container, layer, metrics, plan
+from paramcompress import config, container, heap, layer, metrics, plan
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
@@ -188,6 +188,7 @@ class _Job:
         def encode(info: TensorInfo) -> layer.Piece | None:
             if info.alias_of is not None:
                 return None
+            heap.make_room(info.n_bytes)
             tensor = self.checkpoint.load(info.name)
             try:
                 return layer.encode(info, tensor, settings[info.name], self.effort, self.seed, self.device)
@@ -341,6 +342,7 @@ class SqueezedFile:
             FormatError: its part is damaged.
         """
         entry = self._reader.entries[name]
+        heap.make_room(_info(entry, None).n_bytes)
         stored = self._reader.entries[entry.same_as] if entry.same_as is not None else entry
         try:
             return layer.decode(stored, self._reader.stream(stored))

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
-    ("errors", "records", "jit", "prior", "verdicts"),
+    ("errors", "records", "jit", "prior", "heap", "verdicts"),
     ("units", "trellis", "metrics", "dictionaries"),
     ("entropy", "checkers", "tables"),
     ("prices", "budget", "baseline", "notices", "difference_page", "checkpoint", "config", "pages", "plot"),
