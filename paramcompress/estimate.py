@@ -33,7 +33,7 @@ def _estimate(x, target, price, walk, raw_bits):
     error = 0.0
     for turn in range(2):
         base, row_classes, column_classes = to_classes(
-            rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, True, True
+            rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, step, True, True, 1
         )
         points[:] = 0
         round_points(x * np.float32(1 / step), base, row_classes, column_classes, price, points)

@@ -78,8 +78,8 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     if a.numel() == 0 or (peaks := [float(one.abs().max()) for one in (a, b)]).count(0.0):
         return None
     inner = a_squared = b_squared = 0.0
-    for part in zip(_split(a), _split(b), strict=True):  # each scaled by its largest entry, so that squares have room
-        left, right = (one.double() / peak for one, peak in zip(part, peaks, strict=True))
+    for part in _parts(a, b):  # each scaled by its largest entry, so that squares have room
+        left, right = (torch.from_numpy(one).double() / peak for one, peak in zip(part, peaks, strict=True))
         inner += float(left @ right)
         a_squared += float(left @ left)
         b_squared += float(right @ right)
@@ -88,7 +88,10 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
-    for pieces in zip(*(_split(tensor) for tensor in tensors), strict=True):
+    n = tensors[0].numel()
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    for first in range(0, n, _CHUNK):
+        pieces = flat if n <= _CHUNK else [whole[first : first + _CHUNK] for whole in flat]
         yield tuple(
             part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pieces
         )
@@ -137,9 +140,3 @@ def moments(x, points):
         square += np.float64(point) * np.float64(point)
         energy += np.float64(number) * np.float64(number)
     return product, square, energy
-
-
-def _split(tensor: Tensor) -> list[Tensor]:
-    """Flat pieces of bounded size."""
-    flat = tensor.reshape(-1)
-    return [flat[first : first + _CHUNK] for first in range(0, flat.numel(), _CHUNK)]

@@ -198,7 +198,7 @@ def _quantise(coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Ten
         profile = Profile.of(x, noise)
         # the noise need not be met: S makes good what these miss
         search = Search(noise, profile.peak, TRELLISES[8])
-        found.append(search.quantise(x, profile.scales(step, by_row=False), step))
+        found.append(search.quantise(x, profile.scales(step, step, by_row=False), step))
     if not all(np.any(one.symbols.points) for one in found):
         return None
     c, d = (one.symbols for one in found)

@@ -47,27 +47,34 @@ class Profile:
         """Largest magnitude in x."""
         return float(self.column_peaks.max())
 
-    def scales(self, step: float, by_row: bool = True, by_column: bool = True) -> Scales:
-        """Classes on the half-octave grid for symbols of that step; a symbol is worth two steps."""
+    def scales(
+        self, step: float, live_step: float, by_row: bool = True, by_column: bool = True, grid: int = 1
+    ) -> Scales:
+        """Classes on a grid of `grid` half octaves for symbols of that step; a symbol is worth two steps.
+
+        What is dead is decided by `live_step`. Where that is no larger than the step whose mean squared error at high
+        rate is the error that is wanted, what is dead alone cannot exceed that.
+        """
         sides = self.rows, self.columns, self.row_rms, self.column_rms, self.row_peaks, self.column_peaks
-        return Scales(*to_classes(*sides, self.mean_square, step, by_row, by_column))
+        return Scales(*to_classes(*sides, self.mean_square, step, live_step, by_row, by_column, grid))
 
 
 @compiled
-def to_classes(rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, by_row, by_column):
+def to_classes(
+    rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, live_step, by_row, by_column, grid
+):
     """Base class, classes of the rows and classes of the columns; the arguments are a profile's."""
-    live_rows = _live(row_peaks, row_rms, len(columns), step)
-    live_columns = _live(column_peaks, column_rms, len(rows), step)
+    live_rows = _live(row_peaks, row_rms, len(columns), live_step)
+    live_columns = _live(column_peaks, column_rms, len(rows), live_step)
     if not live_rows.any() or not live_columns.any():
         live_rows[:] = True
         live_columns[:] = True
     # where only one side has classes they are those of its root mean squares, and the base carries the rest
     whole = 1.0 if by_row or by_column else np.sqrt(mean_square)
-    one = np.ones(1)
-    least_row, row_classes = _half_octaves((rows if by_column else row_rms) if by_row else one * whole, live_rows)
-    least_column, column_classes = _half_octaves(
-        (columns if by_row else column_rms) if by_column else one, live_columns
-    )
+    row_scales = (rows if by_column else row_rms) if by_row else np.array([whole])
+    column_scales = (columns if by_row else column_rms) if by_column else np.ones(1)
+    least_row, row_classes = _half_octaves(row_scales, live_rows, grid)
+    least_column, column_classes = _half_octaves(column_scales, live_columns, grid)
     base = least_row + least_column + np.int64(np.rint(-2 * np.log2(2 * step))) + UNIT_CLASS
     # classes below 0 share the first context, and the base has a byte
     return min(max(base, -2 * UNIT_CLASS), MOST_CLASS), row_classes, column_classes
@@ -83,14 +90,14 @@ def _live(peaks, rms, length, step):
 
 
 @compiled
-def _half_octaves(scales, live):
+def _half_octaves(scales, live, grid):
     """The least of the live, and how far each is above it; scales may be a single one for all."""
     classes = np.zeros(len(live), np.int16)
     least = np.int64(1 << 30)
     for i in range(len(live)):
         scale = scales[i] if len(scales) > 1 else scales[0]
         if live[i]:
-            classes[i] = np.int16(np.rint(2 * np.log2(scale))) if scale > 0 else 0
+            classes[i] = np.int16(grid * np.rint(2 / grid * np.log2(scale))) if scale > 0 else 0
             least = min(least, np.int64(classes[i]))
     for i in range(len(live)):
         classes[i] = min(classes[i] - least, MOST_CLASS) if live[i] else DEAD

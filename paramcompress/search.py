@@ -35,6 +35,8 @@ IN_PLACE = 1 << 22
 AIM = 0.985
 """Of the target, for the first quantisation of all of x: the costs that it has learnt make it a little more daring than
 the sample, which had those of the prior."""
+SPARSE_STEP = 1.4
+"""Times the step of high rate."""
 MOST_SEARCHES = 6
 MOST_STEPS = 1 << 25
 """Largest weight in steps: float32, in which the quantiser works, tells no finer ones apart."""
@@ -78,8 +80,8 @@ def search_step(
     search = Search(target, profile.peak, trellis, gram)
     tolerance = max(tolerance, min((3 if 1 in x.shape else 1.5) / math.sqrt(x.size), 0.5))
     if 1 in x.shape:  # a class for every single number costs more than it can tell
-        step = math.sqrt(target / prices.MSE_OF_STEP)
-        scales = profile.scales(step, by_row=False, by_column=False)
+        step = math.sqrt(target * (1 - tolerance / 2) / prices.MSE_OF_STEP)
+        scales = profile.scales(step, step, by_row=False, by_column=False)
         if x.size >= LEAST_LEARNT:
             step = search.next_step(search.learn(x, scales, step))
     else:
@@ -120,7 +122,8 @@ def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: in
     # the plain grid tells as well what classes are worth, and much sooner
     plain = Search(search.target, search.peak, TRELLISES[1], search.gram)
     step = math.sqrt(plain.target / prices.MSE_OF_PLAIN_STEP)
-    found = plain.quantise(part.x, part.of_scales(profile.scales(step)), step)
+    live_step = math.sqrt(plain.target / prices.MSE_OF_STEP)
+    found = plain.quantise(part.x, part.of_scales(profile.scales(step, live_step)), step)
     step = plain.next_step(found) * math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
     search.stretch = plain.stretch
     grown = x.size / part.x.size
@@ -129,10 +132,20 @@ def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: in
         points = prices.point_bits(found.symbols.points, part.of_scales(one), TRELLISES[1])
         return prices.class_bits(one, period) + grown * points
 
-    ways = itertools.product((True, False), repeat=2)
-    scales = min((profile.scales(step, *way) for way in ways), key=n_bits)
-    found = search.learn(part.x, part.of_scales(scales), step)
-    return scales, search.next_step(found, AIM * search.target)
+    # where hardly anything is stored, the true step would leave all contexts but the lowest unused, classes are dear,
+    # and the prior is far
+    sparse = step > SPARSE_STEP * live_step
+    ways = itertools.product((step, live_step) if sparse else (step,), (True, False), (True, False))
+    candidates = [
+        profile.scales(one, live_step, by_row, by_column, grid)
+        for one, by_row, by_column in ways
+        for grid in ((1, 2) if sparse else (1,))
+    ]
+    scales = min(candidates, key=n_bits)
+    for _ in range(2 if sparse else 1):
+        found = search.learn(part.x, part.of_scales(scales), step)
+        step = search.next_step(found, AIM * search.target)
+    return scales, step
 
 
 class Search:

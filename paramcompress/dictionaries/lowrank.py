@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EXACT_BELOW = 64
+EXACT_BELOW = 32
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
 OVERSAMPLING = 8
 N_PASSES = 2
