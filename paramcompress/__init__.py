@@ -17,11 +17,12 @@ from .errors import (
     UnsupportedFormatError,
     VerificationError,
 )
-from .records import Difference, LayerDifference, LayerReport, Report, Sweep
+from .records import Difference, Explanation, LayerDifference, LayerReport, Report, Sweep
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from .differences import diff
+    from .explanations import explain
     from .gate import check
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
@@ -35,6 +36,7 @@ __all__ = [
     "ConfigError",
     "Difference",
     "EncodeError",
+    "Explanation",
     "FormatError",
     "LayerDifference",
     "LayerReport",
@@ -49,6 +51,7 @@ __all__ = [
     "check",
     "diff",
     "expand",
+    "explain",
     "inspect",
     "load_file",
     "load_into",
@@ -58,7 +61,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"check": ".gate", "diff": ".differences", "sweep": ".sweeps"}
+_HOMES = {"check": ".gate", "diff": ".differences", "explain": ".explanations", "sweep": ".sweeps"}
 
 
 def __getattr__(name: str) -> Any:

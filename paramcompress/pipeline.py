@@ -113,7 +113,7 @@ def squeeze(
     _check_device(device)
     if not dry_run:
         _check_output(path, source, force=force)
-    with _open(source) as checkpoint, _one_torch_thread():
+    with _open(source) as checkpoint, one_torch_thread():
         _check_names(checkpoint)
         distinct = [info for info in checkpoint.tensors if info.alias_of is None]
         n_weights = sum(_n_weights(info) for info in distinct)
@@ -534,7 +534,7 @@ def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Itera
 
 
 @contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Decompositions give other bits with other numbers of threads; layers run side by side instead."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -192,3 +192,47 @@ class Anatomy:
     """Bytes by what they hold, largest first; they add up to the file."""
     spectra: tuple[Spectrum, ...]
     """Of the largest matrices."""
+
+
+@dataclass(frozen=True)
+class PricedChoice:
+    """What one layer would take with a dictionary, coded in earnest."""
+
+    dictionary: str
+    """A name of `dictionaries.NAMES`, or `exact`."""
+    rank: int
+    bytes: int
+    rel_error: float
+
+
+@dataclass(frozen=True)
+class RelaxedLimit:
+    """What one layer would take at a larger error."""
+
+    max_rel_error: float
+    bytes: int
+    dictionary: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one layer has its size."""
+
+    source: str
+    """Path of the squeezed file."""
+    layer: LayerReport
+    sections: Mapping[str, int]
+    """Bytes of its stream by what they hold; none for an exact tensor."""
+    priced_on: str
+    """`original`, or `decoded` where that was not given; empty where there was nothing to price."""
+    choices: tuple[PricedChoice, ...]
+    """At the error that the layer has, fewest bytes first."""
+    useless: tuple[str, ...]
+    """Dictionaries that came to nothing: no direction of the layer pays for its two vectors."""
+    relaxed: tuple[RelaxedLimit, ...]
+    """At larger errors, each with the best dictionary there."""
+    elapsed_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The explanation as plain JSON values; layout described in docs/json.md."""
+        return {"schema": SCHEMA_VERSION, **asdict(self)}

@@ -10,6 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from .. import config as settings
+from ..errors import ConfigError
 from ..records import SCHEMA_VERSION, Anatomy, Report
 from .options import Device, Effort, Exclude, File, Force, Include, Json, Model, Quiet, Seed, Verbose, Workers, given
 
@@ -148,19 +149,43 @@ def expand(
         terminal.say(f"wrote {written}" + (f" in {perf_counter() - start_s:.1f} s" if verbose else ""))
 
 
-def inspect(file: File, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+def inspect(
+    file: File,
+    layer: Annotated[
+        str | None, Option(metavar="NAME", help="Say why this layer has its size, and what else it could have.")
+    ] = None,
+    original: Annotated[
+        Path | None,
+        Option(metavar="MODEL", help="With --layer: the checkpoint it came from, for exact prices."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
     """Show what a squeezed file holds.
 
-    Only the index is read, so this is instant on files of any size.
+    Only the index is read, so this is instant on files of any size. With --layer, that layer is decoded and coded again
+    with every dictionary and at larger errors: what was weighed against what, and what to relax.
 
     \b
     Example:
       paramcompress inspect model.squeezed.safetensors --json
+      paramcompress inspect model.squeezed.safetensors --layer fc1.weight
     """
-    from .. import pipeline
     from . import terminal
 
-    terminal.show(pipeline.inspect(file), as_json=as_json, quiet=quiet, verbose=verbose)
+    if layer is None:
+        from .. import pipeline
+
+        if original is not None:
+            raise ConfigError("--original needs --layer", hint="name the layer to explain, or use verify FILE MODEL")
+        terminal.show(pipeline.inspect(file), as_json=as_json, quiet=quiet, verbose=verbose)
+        return
+    from .. import explanations
+
+    with terminal.progress("pricing", quiet=quiet, unit="layers") as progress:
+        result = explanations.explain(file, layer, original, progress=progress)
+    terminal.show_explanation(result, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
 def verify(

@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from .. import difference_page, report
-from ..records import Difference, Progress, Report, Sweep
+from .. import difference_page, explanation_page, report
+from ..records import Difference, Explanation, Progress, Report, Sweep
 from ..tables import printable
 
 
@@ -92,6 +92,16 @@ def show_difference(result: Difference, *, as_json: bool, quiet: bool, verbose: 
     elif not quiet:
         ascii_only = out.options.ascii_only
         out.print(*difference_page.render(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
+
+
+def show_explanation(result: Explanation, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """The same for an explanation."""
+    out = console()
+    if as_json:
+        print(explanation_page.to_json(result))
+    elif not quiet:
+        ascii_only = out.options.ascii_only
+        out.print(*explanation_page.render(result, width=out.width, verbose=verbose, ascii_only=ascii_only), sep="\n")
 
 
 def say(text: str) -> None:

@@ -1,0 +1,158 @@
+"""Why one layer of a squeezed file has its size: every choice there was, coded in earnest, and what more error would
+save.
+
+Prices are real only on the original weights. Without these they are taken on a stand-in, the decoded weights with the
+error that the layer has put back as noise. That has the energy of the original, but spread evenly; so all prices are
+scaled by one factor, which makes that of the choice in the file what it really takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paramcompress import codec, dictionaries, layer, pipeline
+from paramcompress.checkpoint import TensorInfo, open_checkpoint
+from paramcompress.codec import EXACT, FACTORED, Layout
+from paramcompress.container import Entry, Reader
+from paramcompress.errors import ConfigError, FormatError
+from paramcompress.fit import EFFORTS, Choice, Effort
+from paramcompress.layer import Piece, Setting
+from paramcompress.records import Explanation, PricedChoice, Progress, RelaxedLimit
+
+RELAXED = (1.25, 1.5, 2.0)
+"""Times the error that a layer has."""
+FROM_EXACT = (0.001, 0.01, 0.03)
+"""Errors tried for a layer that has none."""
+_SEED = 0
+
+
+def explain(
+    path: str | os.PathLike[str],
+    name: str,
+    original: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Price the choices that there were for the layer of that name, at the effort that the file was squeezed with.
+
+    Args:
+        path: squeezed file.
+        original: the checkpoint it came from; without it a stand-in for the weights is priced.
+        progress: called as progress(choice, choices done, choices in all).
+
+    Raises:
+        ConfigError: no such layer, or the original has none of that shape and dtype.
+        FormatError, CheckpointError: a file that cannot be read.
+    """
+    started = time.monotonic()
+    report = pipeline.inspect(path)
+    found = {one.name: one for one in report.layers}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "inspect -v lists the names"
+        raise ConfigError(f"no layer {name!r} in {path}", hint=hint)
+    stored = found[name].tied_to or name
+    with pipeline.open_file(path) as file:
+        entry = next(one for one in file.index.entries if one.name == stored)
+        effort = EFFORTS.get(str(report.settings.get("effort")), EFFORTS["default"])
+        sections = _sections(Path(path), entry)
+        info = TensorInfo(entry.name, entry.dtype, entry.shape, None)
+        jobs = _jobs(entry)
+        weight = None
+        if jobs:
+            weight = _stand_in(file.get_tensor(stored), entry) if original is None else _original(original, info)
+    choices, useless, relaxed = [], [], []
+    for number, (label, setting) in enumerate(jobs):
+        assert weight is not None
+        piece = _encode(info, weight, setting, effort)
+        if setting.choice.dictionary is None and setting.limit > 0:
+            relaxed.append(RelaxedLimit(setting.limit, piece.entry.n_bytes, _name(piece.entry)))
+        elif _name(piece.entry) == label:
+            choices.append(PricedChoice(label, piece.entry.rank, piece.entry.n_bytes, piece.entry.rel_error))
+        else:
+            useless.append(label)
+        if progress is not None:
+            progress(label, number + 1, len(jobs))
+    if original is None and entry.codec == FACTORED:
+        used = next((one.bytes for one in choices if one.dictionary == entry.dictionary), entry.n_bytes)
+        scale = entry.n_bytes / used
+        choices = [one if one.dictionary == EXACT else replace(one, bytes=round(one.bytes * scale)) for one in choices]
+        relaxed = [replace(one, bytes=round(one.bytes * scale)) for one in relaxed]
+    return Explanation(
+        source=str(path),
+        layer=found[name],
+        sections=sections,
+        priced_on="" if not jobs else "decoded" if original is None and entry.rel_error else "original",
+        choices=tuple(sorted(choices, key=lambda one: one.bytes)),
+        useless=tuple(useless),
+        relaxed=tuple(relaxed),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
+    """What is tried, by name; nothing for tensors that only `exact` can hold."""
+    if entry.dtype not in layer.FLOATS or 0 in entry.shape:
+        return []
+    if entry.codec != FACTORED:
+        return [(EXACT, Setting(0.0)), *((f"{limit:g}", Setting(limit)) for limit in FROM_EXACT)]
+    layout = Layout.of(entry.shape)
+    fits = [
+        name
+        for name in dictionaries.NAMES
+        if (layout.takes_transform or not name.endswith(("patch", "cosine")))
+        and (min(layout.n_rows, layout.n_columns) > 1 or "lowrank" not in name)
+    ]
+    at = entry.rel_error
+    return [
+        (EXACT, Setting(0.0)),
+        *((name, Setting(at, Choice(dictionary=name))) for name in fits),
+        *((f"{at * times:.3g}", Setting(at * times)) for times in RELAXED if at * times < 1),
+    ]
+
+
+def _encode(info: TensorInfo, weight: Tensor, setting: Setting, effort: Effort) -> Piece:
+    with pipeline.one_torch_thread():
+        return layer.encode(info, weight, setting, effort, _SEED, "cpu")
+
+
+def _name(entry: Entry) -> str:
+    return entry.dictionary if entry.codec == FACTORED else EXACT
+
+
+def _sections(path: Path, entry: Entry) -> dict[str, int]:
+    if entry.codec != FACTORED:
+        return {}
+    with Reader(path) as reader:
+        try:
+            return codec.section_bytes(reader.stream(entry), entry.shape)
+        except (ValueError, IndexError) as error:
+            raise FormatError(path, f"damaged: {error}", tensor=entry.name) from error
+
+
+def _stand_in(decoded: Tensor, entry: Entry) -> Tensor:
+    """Weights like those that were squeezed."""
+    if entry.rel_error == 0 or not decoded.isfinite().all():
+        return decoded
+    weight = decoded.double()
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(_SEED), dtype=torch.float64)
+    noisy: Tensor = weight + noise * (entry.rel_error * weight.norm() / weight.numel() ** 0.5)
+    return noisy.to(decoded.dtype)
+
+
+def _original(path: str | os.PathLike[str], info: TensorInfo) -> Tensor:
+    with open_checkpoint(Path(path)) as checkpoint:
+        for one in checkpoint.tensors:
+            if one.name == info.name and (one.dtype, one.shape) == (info.dtype, info.shape):
+                return checkpoint.load(one.name)
+    raise ConfigError(
+        f"{path} has no tensor {info.name!r} of shape {info.shape} and dtype {info.dtype}",
+        hint="give the checkpoint that the file was squeezed from",
+    )
