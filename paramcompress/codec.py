@@ -237,6 +237,7 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     kernel = np.empty((period, _TILE_ROWS))
     sums = np.empty(_TILE_ROWS)
     low = np.empty(_TILE_ROWS)
+    factors = np.empty(len(atoms))
     for first_row in range(0, n_rows, _TILE_ROWS):
         rows = slice(first_row, min(first_row + _TILE_ROWS, n_rows))
         n_here = rows.stop - first_row
@@ -246,17 +247,22 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
             for at in range(n_wide):
                 j = first + at
                 if len(points) == 0:
-                    sums[:n_here] = 0.0
+                    for i in range(n_here):
+                        sums[i] = 0.0
                 elif len(matrix):
                     place = at % period
                     if place == 0:
                         for k in range(period):
-                            kernel[k, :n_here] = points[j + k, rows]
+                            for i in range(n_here):
+                                kernel[k, i] = points[j + k, first_row + i]
                     _combine(sums, matrix[place], kernel, n_here)
                 else:
-                    sums[:n_here] = points[j, rows]
+                    for i in range(n_here):
+                        sums[i] = points[j, first_row + i]
                 if len(atoms):
-                    _combine(low, atoms[:, j], block, n_here)
+                    for k in range(len(atoms)):
+                        factors[k] = atoms[k, j]
+                    _combine(low, factors, block, n_here)
                     for i in range(n_here):
                         sums[i] = sums[i] * step + low[i] * scale
                 else:
@@ -272,17 +278,16 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
 @compiled
 def _combine(sums, factors, terms, n):
     """sums = factors @ terms over the first n columns, four rows of terms at a time."""
-    sums[:n] = 0.0
+    for i in range(n):
+        sums[i] = 0.0
     k = 0
     while k + 4 <= len(factors):
-        a, b, c, d = (
-            np.float64(factors[k]), np.float64(factors[k + 1]), np.float64(factors[k + 2]), np.float64(factors[k + 3])
-        )  # fmt: skip
+        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
         for i in range(n):
             sums[i] += a * terms[k, i] + b * terms[k + 1, i] + c * terms[k + 2, i] + d * terms[k + 3, i]
         k += 4
     while k < len(factors):
-        a = np.float64(factors[k])
+        a = factors[k]
         for i in range(n):
             sums[i] += a * terms[k, i]
         k += 1

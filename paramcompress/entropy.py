@@ -102,26 +102,9 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     bits_each = 12 + max(largest.bit_length(), 17)
     raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
     flags = _flags(scales, period)
-    bits = (0, np.uint64(0), 0)
-    n_tokens, bits = _put_classes(
-        scales.rows, flags & 1, flags >> 2 & 1, 1, False, _ROW_DEAD, contexts, tokens, raw, 0, bits
-    )
-    n_tokens, bits = _put_classes(
-        scales.columns,
-        flags >> 1 & 1,
-        flags >> 3 & 1,
-        period,
-        flags >> 4 & 1,
-        _COLUMN_DEAD,
-        contexts,
-        tokens,
-        raw,
-        n_tokens,
-        bits,
-    )
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
-    n_tokens, (n_full, waiting, n_waiting) = _put_points(
-        points, scales.base, scales.rows, scales.columns, *walk, contexts, tokens, raw, n_tokens, bits
+    n_tokens, n_full, waiting, n_waiting = _put_all(
+        points, scales.base, scales.rows, scales.columns, flags, period, *walk, contexts, tokens, raw
     )
     if n_tokens < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
@@ -172,7 +155,7 @@ def _flags(scales: Scales, period: int) -> int:
         | int(scales.columns.max(initial=0) > 0) << 1
         | int(scales.rows.min(initial=0) < 0) << 2
         | int(scales.columns.min(initial=0) < 0) << 3
-        | int(distance_bits(scales.columns, period, True) < distance_bits(scales.columns, period, False)) << 4
+        | int(distance_bits(scales.columns, period, 1) < distance_bits(scales.columns, period, 0)) << 4
     )
 
 
@@ -323,7 +306,7 @@ def _count_distances(classes, period, local):
 
 @compiled
 def distance_bits(classes, period, local):
-    """Entropy of what the classes of one side are coded as."""
+    """Entropy of what the classes of one side are coded as; `local` 0 or 1."""
     return entropy_bits(_count_distances(classes, period, local))
 
 
@@ -365,6 +348,21 @@ def scale_context(scale_class: int) -> tuple[int, int]:
         return max(scale_class, 0), 0
     shift = min((scale_class - TOP_CLASS + 1) >> 1, MOST_SHIFT)
     return min(scale_class - 2 * shift, TOP_CLASS), shift
+
+
+@compiled
+def _put_all(points, base, rows, columns, flags, period, walk, per_chain, contexts, tokens, raw):
+    """Contexts and tokens of classes and points; their number, negative where a point does not fit, and where the bit
+    string ends."""
+    out = contexts, tokens, raw
+    one, nothing, bits = np.int64(1), np.int64(0), (np.int64(0), np.uint64(0), np.int64(0))
+    n, bits = _put_classes(rows, flags & 1, flags >> 2 & 1, one, nothing, np.int64(_ROW_DEAD), *out, nothing, bits)
+    n, bits = _put_classes(
+        columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, np.int64(_COLUMN_DEAD), *out, n, bits
+    )
+    n, bits = _put_points(points, base, rows, columns, walk, per_chain, *out, n, bits)
+    n_full, waiting, n_waiting = bits
+    return n, n_full, waiting, n_waiting
 
 
 @compiled
@@ -601,43 +599,17 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, sp
     clock = np.array([STATE_START, 0, 0, 0], np.int64)
     rows = np.empty(n_rows, np.int64)
     columns = np.empty(n_columns, np.int64)
+    one, nothing = np.int64(1), np.int64(0)
+    model = counts, totals, spans, slots
     left, bit = _get_classes(
-        rows,
-        flags & 1,
-        flags >> 2 & 1,
-        1,
-        False,
-        _ROW_DEAD,
-        words,
-        raw,
-        n_bits,
-        clock,
-        0,
-        0,
-        counts,
-        totals,
-        spans,
-        slots,
-    )
+        rows, flags & 1, flags >> 2 & 1, one, nothing, np.int64(_ROW_DEAD), words, raw, n_bits, clock, nothing, nothing,
+        *model,
+    )  # fmt: skip
     if left >= 0:
         left, bit = _get_classes(
-            columns,
-            flags >> 1 & 1,
-            flags >> 3 & 1,
-            period,
-            flags >> 4 & 1,
-            _COLUMN_DEAD,
-            words,
-            raw,
-            n_bits,
-            clock,
-            left,
-            bit,
-            counts,
-            totals,
-            spans,
-            slots,
-        )
+            columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, np.int64(_COLUMN_DEAD),
+            words, raw, n_bits, clock, left, bit, *model,
+        )  # fmt: skip
     if left < 0:
         return -1, -1
     state = np.uint32(clock[0])

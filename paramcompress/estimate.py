@@ -29,13 +29,23 @@ def _estimate(x, target, price, walk, raw_bits):
     if mean_square <= target:
         return 0.0
     step = np.sqrt(target / prices.MSE_OF_PLAIN_STEP)
-    points = np.zeros(x.shape, np.int32)
     error = 0.0
     for turn in range(2):
         base, row_classes, column_classes = to_classes(
-            rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, step, True, True, 1
+            rows,
+            columns,
+            row_rms,
+            column_rms,
+            row_peaks,
+            column_peaks,
+            mean_square,
+            step,
+            step,
+            np.bool_(True),
+            np.bool_(True),
+            np.int64(1),
         )
-        points[:] = 0
+        points = np.zeros(x.shape, np.int32)
         round_points(x * np.float32(1 / step), base, row_classes, column_classes, price, points)
         product, square, energy = moments(x, points)
         gain = product / square if square > 0 else step
@@ -44,7 +54,7 @@ def _estimate(x, target, price, walk, raw_bits):
             break
         step *= min(max(np.sqrt(target / max(error, 1e-30)), 0.5), 2.0)
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    prices.count_tokens(points, base, row_classes, column_classes, walk, 1, counts)
+    prices.count_tokens(points, base, row_classes, column_classes, walk, np.int64(1), counts)
     n_nonzero = 0
     for j in range(x.shape[0]):
         for i in range(x.shape[1]):

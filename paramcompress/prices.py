@@ -124,9 +124,9 @@ def raw_bits_of(magnitude: int) -> int:
 @compiled
 def _side_bits(classes, period, may_follow):
     """Bits of the classes of one side; `may_follow`: the last class may be the forecast instead of the mean."""
-    bits = distance_bits(classes, period, False)
+    bits = distance_bits(classes, period, np.int64(0))
     if may_follow and bits > 0:
-        bits = min(bits, distance_bits(classes, period, True))
+        bits = min(bits, distance_bits(classes, period, np.int64(1)))
     occurs = np.zeros(MOST_CLASS + 1, np.int64)
     for one in classes:
         if one >= 0:

@@ -116,7 +116,8 @@ def _power_iteration(weight, vector, n_steps):
             energy += number * number
         if energy > most:
             most = energy
-            vector[:] = weight[i]
+            for j in range(len(vector)):
+                vector[j] = weight[i, j]
     for _ in range(n_steps):
         following = np.zeros_like(vector)
         for i in range(len(weight)):
@@ -132,7 +133,8 @@ def _power_iteration(weight, vector, n_steps):
         value = np.float32(0)
         for j in range(len(vector)):
             value += following[j] * following[j]
-        vector[:] = following / np.sqrt(value)
+        for j in range(len(vector)):
+            vector[j] = following[j] / np.sqrt(value)
         value = np.sqrt(np.sqrt(value / length))
     return value
 

@@ -42,7 +42,7 @@ class Transform:
         if name == "patch":
             kernels = weight.reshape(-1, layout.kernel_size)
             some = kernels[:: max(1, len(kernels) // (_KERNELS_EACH * layout.kernel_size))]
-            axes = principal_basis(torch.from_numpy(some))
+            axes = principal_basis(torch.from_numpy(np.ascontiguousarray(some)))
             basis = (axes * PATCH_SCALE).round().clamp(-128, 127).to(torch.int8).numpy()
             return cls(name, basis, basis.astype(np.float64) / PATCH_SCALE)
         return _cosine(layout.kernel) if name == "cosine" else cls(name)
@@ -97,9 +97,11 @@ def _turn(rest, inverse, x):
             for at in range(n_wide):
                 out = x[first + at, first_row : first_row + n_here]
                 if len(inverse) == 0:
-                    out[:] = tile[at, :n_here]
+                    for i in range(n_here):
+                        out[i] = tile[at, i]
                     continue
-                sums[:n_here] = 0.0
+                for i in range(n_here):
+                    sums[i] = 0.0
                 start = at // period * period
                 for k in range(period):
                     factor = inverse[at - start, k]
