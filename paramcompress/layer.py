@@ -127,7 +127,7 @@ def _encode_factored(
     exponent = round(math.log2(norm / math.sqrt(tensor.numel())))
     if abs(exponent) > 120:
         return None
-    scale = 2.0**-exponent if abs(exponent) > 40 else 1.0
+    scale = 2.0**-exponent if abs(exponent) > 16 else 1.0
     if scale != 1:
         weight = np.multiply(weight, np.float32(scale), dtype=np.float32)
     by_hand = setting.choice.density is not None or setting.choice.rank is not None

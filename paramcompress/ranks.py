@@ -68,9 +68,8 @@ def low_ranks(
         energies = _mean_squares(transform.coordinates(weight[spread(len(weight), 64)]))
         bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
         value, atom = _largest(weight)
-        gain = _best_rank(
-            *_directions(value * math.sqrt(_POWER_MARGIN), atom, transform), energies, len(weight), target
-        )[1]
+        largest = _directions(value * math.sqrt(_POWER_MARGIN), atom, transform)
+        _, gain = _best_rank(*largest, energies, len(weight), target)
         if gain < LEAST_SHARE * bits:
             return
         for n_looked_at in SPECTRUM:
@@ -99,44 +98,42 @@ def n_bytes(low_rank: LowRank) -> int:
 
 
 def _largest(weight: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-    """About the largest singular value of a matrix, (1,), and its right singular vector, (n_columns, 1)."""
-    vector = np.empty(weight.shape[1], np.float32)
+    """About the largest singular value of a matrix, (1,), and its right singular vector, (n_columns, 1); float64."""
+    vector = np.zeros(weight.shape[1])
     value = _power_iteration(weight, vector, _POWER_STEPS)
     return torch.tensor([value]), torch.from_numpy(vector).reshape(-1, 1)
 
 
 @compiled_sums
 def _power_iteration(weight, vector, n_steps):
-    """Makes `vector` about the leading right singular vector, from the loudest row on; returns about its singular
-    value."""
-    value = most = np.float32(-1)
+    """Makes `vector` about the leading right singular vector, from the loudest row on; returns about its value.
+    Both are zero where all of the weight is."""
+    most = 0.0
     for i in range(len(weight)):
-        energy = np.float32(0)
+        energy = 0.0
         for number in weight[i]:
-            energy += number * number
+            energy += np.float64(number) * number
         if energy > most:
             most = energy
             for j in range(len(vector)):
-                vector[j] = weight[i, j]
-    for _ in range(n_steps):
+                vector[j] = weight[i, j] / np.sqrt(energy)
+    value = 0.0
+    for _ in range(n_steps if most > 0 else 0):
         following = np.zeros_like(vector)
         for i in range(len(weight)):
             row = weight[i]
-            along = np.float32(0)
+            along = 0.0
             for j in range(len(row)):
                 along += row[j] * vector[j]
             for j in range(len(row)):
                 following[j] += along * row[j]
-        length = np.float32(0)
-        for j in range(len(vector)):
-            length += vector[j] * vector[j]
-        value = np.float32(0)
+        value = 0.0
         for j in range(len(vector)):
             value += following[j] * following[j]
+        value = np.sqrt(value)
         for j in range(len(vector)):
-            vector[j] = following[j] / np.sqrt(value)
-        value = np.sqrt(np.sqrt(value / length))
-    return value
+            vector[j] = following[j] / value
+    return np.sqrt(value)
 
 
 def _directions(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paramcompress import codec, container
+from paramcompress import codec, container, metrics
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.container import EXACT_POOLED, OWN, OWN_PART_BYTES, POOLED, SMALL_EXACT_BYTES
 from paramcompress.errors import BudgetError
@@ -313,3 +313,14 @@ def test_rounding_up_what_is_round() -> None:
         124,
         1,
     ]
+
+
+@pytest.mark.parametrize("size", [1e-35, 1e-12, 1e-8, 1.0, 1e8, 1e35])
+def test_size_of_the_weights_does_not_matter(size: float, rng: np.random.Generator) -> None:
+    """The same layer in other units takes about the same bytes, low rank included: no square leaves its range."""
+    weight = low_rank(rng, 96, 80, 2, noise=0.3)
+    plain, _ = squeeze_one(weight, 0.05, "default")
+    piece, decoded = squeeze_one(weight * size, 0.05, "default")
+    assert piece.entry.dictionary == plain.entry.dictionary == "lowrank"
+    assert len(piece.stream) == pytest.approx(len(plain.stream), rel=0.02)
+    assert metrics.deviation(weight * size, decoded).rel_error <= 0.05
