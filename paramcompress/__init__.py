@@ -21,9 +21,11 @@ from .records import Difference, Explanation, LayerDifference, LayerReport, Repo
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .differences import diff
     from .explanations import explain
     from .gate import check
+    from .moments import SecondMoments
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
 
@@ -43,11 +45,13 @@ __all__ = [
     "OutputError",
     "ParamCompressError",
     "Report",
+    "SecondMoments",
     "Sweep",
     "UnsupportedFormatError",
     "Verdict",
     "VerificationError",
     "__version__",
+    "calibrate",
     "check",
     "diff",
     "expand",

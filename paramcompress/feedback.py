@@ -23,8 +23,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.entropy import DEAD, N_MAGNITUDES, Scales, scale_context
+from paramcompress.entropy import DEAD, Scales, scale_context
 from paramcompress.jit import compiled
+from paramcompress.prices import N_MAGNITUDES
 from paramcompress.trellis import Trellis, columns_per_chain
 
 _BLOCK = 64
@@ -67,7 +68,7 @@ def quantize_in_metric(
 
     Args:
         x: (n_columns, n_rows), finite, |x| < 2**30.
-        cost: (classes, 2, magnitudes) bits, from `entropy.cost_table`.
+        cost: (classes, 2, magnitudes) bits, from `prices.cost_table`.
         n_passes: times that every column is chosen again; 0 feeds forward only.
 
     Returns:

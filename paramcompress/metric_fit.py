@@ -25,24 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramcompress import entropy
+from paramcompress import prices, ranks
 from paramcompress.codec import Factors, Layout, LowRank, Symbols
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
 from paramcompress.feedback import Worth, quantize_in_metric
-from paramcompress.fit import (
-    ATOM_NOISE,
-    BIT_WEIGHT,
-    DEAD_PEAK,
-    Effort,
-    _class_bits,
-    _data_bits,
-    _Dictionary,
-    _keep_live,
-    _Profile,
-    _quantise_low_rank,
-    _transform,
-)
+from paramcompress.fit import Effort
+from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
+from paramcompress.scales import DEAD_PEAK, Profile
+from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 SHRINKAGE = 0.15
@@ -58,8 +49,6 @@ RANKS = (2, 8, 32)
 """Of low-rank parts that are tried."""
 LEAST_SIDE = 16
 """Shorter side below which low rank is not looked for."""
-_NOISE_FLOOR = 0.26
-"""Mean square, in squared steps, below which scales are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +73,18 @@ class Metric:
         return ((grouped @ self.columns) * grouped).sum(-1).reshape(-1)
 
 
+@dataclass(frozen=True)
+class Dictionary:
+    """All that is fixed before a layer is quantised at one price or another."""
+
+    transform: Transform
+    low_rank: LowRank | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.transform.n_bytes + (0 if self.low_rank is None else ranks.n_bytes(self.low_rank))
+
+
 class MetricFit:
     """One layer, ready to be fitted at any price.
 
@@ -101,7 +102,7 @@ class MetricFit:
         effort: Effort,
         *,
         target: NDArray[np.float64] | None = None,
-        dictionary: _Dictionary | None = None,
+        dictionary: Dictionary | None = None,
         seed: int = 0,
     ) -> None:
         self.weight, self.layout, self.effort = weight, layout, effort
@@ -127,18 +128,20 @@ class MetricFit:
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it."""
         names = ("none", "patch", "cosine") if self.layout.takes_transform else ("none",)
-        plain = [_transform(name, self.weight, self.layout) for name in names]
+        plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = min(plain, key=lambda one: self._cost(one, price)) if len(plain) > 1 else plain[0]
         candidates = [best, *(replace(best, low_rank=one) for one in self._low_ranks())]
         self.dictionary = min(candidates, key=lambda one: self._cost(one, price)) if len(candidates) > 1 else best
 
-    def _cost(self, dictionary: _Dictionary, price: float) -> float:
+    def _cost(self, dictionary: Dictionary, price: float) -> float:
         """About what a weight costs with that dictionary, its error and its bits together."""
         found = self._factors(self._coordinates(dictionary), price, 0)
-        bits = 8.0 * dictionary.n_bytes + (0 if found.stored is None else _data_bits(found.stored))
+        bits = 8.0 * dictionary.n_bytes
+        if (stored := found.stored) is not None and stored.scales is not None:
+            bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
         return self.metric.cost(found.reconstruct() - self.target) + price * bits
 
-    def _coordinates(self, dictionary: _Dictionary) -> _Coordinates:
+    def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
         low_rank = dictionary.low_rank
         rest = self.target if low_rank is None else self.target - low_rank.product()
         return _Coordinates(dictionary, rest, self.metric)
@@ -165,7 +168,7 @@ class MetricFit:
             left_part, right_part = (torch.from_numpy(one[:, :r].copy()) for one in (coefficients, atoms))
             values = torch.from_numpy(np.linalg.norm(coefficients[:, :r], axis=0))
             if left > 0 and bool((values > 0).all()):
-                found = _quantise_low_rank(left_part, right_part, values, ATOM_NOISE * left)
+                found = ranks.quantise_factors(left_part, right_part, values, ranks.ATOM_NOISE * left)
                 if found is not None:
                     yield found
 
@@ -177,12 +180,12 @@ class MetricFit:
         bits *= step**2
         x /= step
         trellis = TRELLISES[self.effort.n_states]
-        profile = _Profile.of(x.astype(np.float32), _NOISE_FLOOR)
+        profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1
-        scales = profile.scales(1.0, by_class, by_class)
-        cost = entropy.cost_table()
+        scales = profile.scales(1.0, 1.0, by_class, by_class)
+        cost = prices.cost_table()
         symbols: Symbols | None = None
-        nothing = not profile.row_peaks.max() >= DEAD_PEAK  # no number is worth its bits
+        nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
         for passes in () if nothing else (0, n_passes):
             points = quantize_in_metric(x, scales, trellis, cost, worth, passes)
             symbols = Symbols(points, scales, trellis)
@@ -191,36 +194,38 @@ class MetricFit:
                 break
             if passes == 0 and by_class and symbols is not None:
                 scales = self._worthwhile_classes(symbols, profile)
-            cost = entropy.cost_table(entropy.histogram(points, scales, trellis))
+            cost = prices.cost_table(prices.histogram(points, scales, trellis))
         step = 1.0 if symbols is None else step * one.gain(points * step)
-        dictionary = one.dictionary
+        transform = one.dictionary.transform
         return Factors(
-            self.layout, float(np.float32(step)), dictionary.transform, dictionary.basis, dictionary.low_rank, symbols
+            self.layout, float(np.float32(step)), transform.name, transform.basis, one.dictionary.low_rank, symbols
         )
 
-    def _worthwhile_classes(self, symbols: Symbols, profile: _Profile) -> Scales:
+    def _worthwhile_classes(self, symbols: Symbols, profile: Profile) -> Scales:
         """Classes for rows, columns, both or neither, or for columns by their place in the kernel: what saves most."""
-        full, period = symbols.scales, self.layout.kernel_size
-        assert full is not None
-        ways = [profile.scales(1.0, *way) for way in itertools.product((True, False), repeat=2)]
+        period = self.layout.kernel_size
+        ways = [profile.scales(1.0, 1.0, *way) for way in itertools.product((True, False), repeat=2)]
         if period > 1:
             places = profile.columns.reshape(-1, period)
             columns = np.broadcast_to(np.sqrt((places**2).mean(0)), places.shape).reshape(-1)
-            ways.append(replace(profile, columns=columns).scales(1.0))
-        classes = [full, *(_keep_live(one, full) for one in ways[1:])]
-        return min(classes, key=lambda one: _class_bits(one, period) + _data_bits(replace(symbols, scales=one)))
+            ways.append(replace(profile, columns=columns).scales(1.0, 1.0))
+
+        def n_bits(one: Scales) -> float:
+            return prices.class_bits(one, period) + prices.point_bits(symbols.points, one, symbols.trellis)
+
+        return min(ways, key=n_bits)
 
 
 class _Coordinates:
     """Target and metric in the coordinates of a dictionary, with what shrinking at several prices has in common."""
 
-    def __init__(self, dictionary: _Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
+    def __init__(self, dictionary: Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
         self.dictionary, self.worth = dictionary, metric.rows
         self.n_groups = len(metric.columns)
         self.metric = metric.columns
         x = target
-        if dictionary.matrix is not None:
-            basis = dictionary.matrix.numpy()
+        if dictionary.transform.matrix is not None:
+            basis = dictionary.transform.matrix
             n, period = len(self.metric), len(basis)
             x = (target.reshape(-1, period) @ np.linalg.inv(basis).T).reshape(target.shape)
             kernels = self.metric.reshape(n, -1, period, self.metric.shape[2]).transpose(0, 1, 3, 2) @ basis

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import uniform_scales
 
-from paramcompress import entropy
+from paramcompress import entropy, prices
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.feedback import Worth, quantize_in_metric
 from paramcompress.quantize import quantize
@@ -58,9 +58,9 @@ def sum_of(
 def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.Generator) -> None:
     """Without correlations and with one column there is nothing to make good: both searches find the one optimum."""
     x = rng.standard_normal((1, 300)) * 3
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(1, 300), entropy.cost_table()
+    trellis, scales, cost = TRELLISES[n_states], uniform_scales(1, 300), prices.cost_table()
     weight = 0.46
-    plain, _ = quantize(x.astype(np.float32), scales, trellis, cost, weight)
+    plain = quantize(x.astype(np.float32), scales, trellis, cost, weight)
     worth = Worth(np.full(300, 1 / weight), np.eye(1)[None])
     found = quantize_in_metric(x, scales, trellis, cost, worth, 0)
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (plain, found)]
@@ -76,7 +76,7 @@ def test_points_are_on_the_trellis_and_pack(n_states: int, rng: np.random.Genera
     scales.rows[[3, 17]] = DEAD
     scales.columns[[0, 1, 70, 149]] = DEAD
     worth = Worth(rng.random(n_rows) + 0.5, a_metric(rng, n_columns, n_groups=3))
-    trellis, cost = TRELLISES[n_states], entropy.cost_table()
+    trellis, cost = TRELLISES[n_states], prices.cost_table()
     points = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     bits_of(points, scales, trellis, cost)  # asserts
     assert points.any()
@@ -87,7 +87,7 @@ def test_points_are_on_the_trellis_and_pack(n_states: int, rng: np.random.Genera
 @ALL
 def test_every_pass_lowers_the_sum(n_states: int, rng: np.random.Generator) -> None:
     x = rng.standard_normal((90, 40)) * 1.5
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(90, 40), entropy.cost_table()
+    trellis, scales, cost = TRELLISES[n_states], uniform_scales(90, 40), prices.cost_table()
     worth = Worth(rng.random(40) + 0.5, a_metric(rng, 90, n_groups=2))
     sums = [
         sum_of(x, quantize_in_metric(x, scales, trellis, cost, worth, n), scales, trellis, cost, worth)
@@ -101,7 +101,7 @@ def test_no_column_can_be_chosen_better(rng: np.random.Generator) -> None:
     """After many passes, on a tiny matrix: all points of each column are tried, the others held."""
     n_columns, n_rows, trellis = 4, 2, TRELLISES[1]
     x = rng.standard_normal((n_columns, n_rows)) * 2
-    scales, cost = uniform_scales(n_columns, n_rows), entropy.cost_table()
+    scales, cost = uniform_scales(n_columns, n_rows), prices.cost_table()
     worth = Worth(np.array([2.0, 0.7]), a_metric(rng, n_columns))
     points = quantize_in_metric(x, scales, trellis, cost, worth, 50)
     least = sum_of(x, points, scales, trellis, cost, worth)
@@ -115,7 +115,7 @@ def test_no_column_can_be_chosen_better(rng: np.random.Generator) -> None:
 def test_feeding_errors_forward_pays(n_states: int, rng: np.random.Generator) -> None:
     """The control: quantised as if the metric were its diagonal, the same numbers cost more."""
     x = rng.standard_normal((64, 48)) * 2
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(64, 48), entropy.cost_table()
+    trellis, scales, cost = TRELLISES[n_states], uniform_scales(64, 48), prices.cost_table()
     metric = a_metric(rng, 64, correlation=0.9)
     worth = Worth(np.ones(48), metric)
     alone = quantize_in_metric(x, scales, trellis, cost, Worth(np.ones(48), np.diag(np.diag(metric[0]))[None]), 2)
@@ -127,7 +127,7 @@ def test_feeding_errors_forward_pays(n_states: int, rng: np.random.Generator) ->
 def test_rows_of_no_worth_are_left_at_zero(rng: np.random.Generator) -> None:
     x = rng.standard_normal((20, 30)) * 3
     worth = Worth(np.where(np.arange(30) < 15, 5.0, 1e-9), np.eye(20)[None])
-    points = quantize_in_metric(x, uniform_scales(20, 30), TRELLISES[8], entropy.cost_table(), worth, 1)
+    points = quantize_in_metric(x, uniform_scales(20, 30), TRELLISES[8], prices.cost_table(), worth, 1)
     assert np.count_nonzero(points[:, 15:]) < 0.2 * np.count_nonzero(points[:, :15])
 
 
@@ -137,7 +137,7 @@ def test_a_metric_that_is_none_is_refused() -> None:
             np.ones((2, 2)),
             uniform_scales(2, 2),
             TRELLISES[8],
-            entropy.cost_table(),
+            prices.cost_table(),
             Worth(np.ones(2), -np.eye(2)[None]),
             0,
         )
