@@ -65,7 +65,14 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"check": ".gate", "diff": ".differences", "explain": ".explanations", "sweep": ".sweeps"}
+_HOMES = {
+    "SecondMoments": ".moments",
+    "calibrate": ".calibration",
+    "check": ".gate",
+    "diff": ".differences",
+    "explain": ".explanations",
+    "sweep": ".sweeps",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -250,15 +250,17 @@ class _Rehearsal:
         before = job.fits.get(name)
         if before is None or name in job.final:
             return
+        tensor = job.weights[name]
+        info = _info(name, tensor)
         if sums is not None and self.aim.level > 0 and not job.moments.layers[name].is_diagonal:
             metric = _metric(sums.moment(job.moments.layers[name]), before.weight)
             target = sums.target(before.weight)
-            job.fits[name] = MetricFit(
+            fit = MetricFit(
                 before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
             )
-        tensor = job.weights[name]
-        info = _info(name, tensor)
-        piece = job.encode(info, tensor, self.aim)
+            piece = layer.piece_of(info, tensor, fit.at(job.price(self.aim.level)))
+        else:
+            piece = job.encode(info, tensor, self.aim)
         found = self._settle(info, piece, squeezed.get_parameter(weight))
         bias = getattr(squeezed, "bias", None)
         if found is None or sums is None or weight != "weight" or not isinstance(bias, Tensor):

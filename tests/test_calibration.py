@@ -211,6 +211,11 @@ def test_sensitivities_are_squared_derivatives() -> None:
     torch.testing.assert_close(torch.from_numpy(found).float(), expected.detach(), rtol=0.15, atol=0)
 
 
+def test_it_is_what_the_library_offers() -> None:
+    assert paramcompress.calibrate is calibrate
+    assert paramcompress.SecondMoments is SecondMoments
+
+
 def test_batches_add_up() -> None:
     x = inputs(12, 4)
     whole, parts = calibrate(small_net(), [x], n_probes=0), calibrate(small_net(), x.split(5), n_probes=0)
