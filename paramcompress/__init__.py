@@ -21,9 +21,11 @@ from .records import Difference, Explanation, LayerDifference, LayerReport, Repo
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .differences import diff
     from .explanations import explain
     from .gate import check
+    from .moments import SecondMoments
     from .pipeline import expand, inspect, load_file, load_into, open_file, squeeze, verify
     from .sweeps import sweep
 
@@ -43,11 +45,13 @@ __all__ = [
     "OutputError",
     "ParamCompressError",
     "Report",
+    "SecondMoments",
     "Sweep",
     "UnsupportedFormatError",
     "Verdict",
     "VerificationError",
     "__version__",
+    "calibrate",
     "check",
     "diff",
     "expand",
@@ -61,7 +65,14 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"check": ".gate", "diff": ".differences", "explain": ".explanations", "sweep": ".sweeps"}
+_HOMES = {
+    "SecondMoments": ".moments",
+    "calibrate": ".calibration",
+    "check": ".gate",
+    "diff": ".differences",
+    "explain": ".explanations",
+    "sweep": ".sweeps",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 from . import checkers, dictionaries
 from .errors import ConfigError
 
-TARGETS = ("target_size", "bits_per_weight", "max_rel_error")
+TARGETS = ("target_size", "bits_per_weight", "max_rel_error", "max_output_error")
 Effort = Literal["fast", "default", "max"]
+Importance = Literal["optimizer"]
 _HINT_SET = "write PATTERN:key=value, such as 'fc*:rank=16,density=0.02'"
 
 
@@ -135,6 +136,12 @@ def _effort(value: Any) -> str:
     return str(value)
 
 
+def _importance(value: Any) -> str:
+    if value not in get_args(Importance):
+        raise checkers.refused(value, f"one of {', '.join(get_args(Importance))}")
+    return str(value)
+
+
 def _dictionary(value: Any) -> str:
     if value not in dictionaries.NAMES:
         raise checkers.refused(value, f"one of {', '.join(dictionaries.NAMES)}")
@@ -159,6 +166,8 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "target_size": checkers.size,
     "bits_per_weight": checkers.number(math.ulp(0), sys.float_info.max, "a number above 0, such as 3.5"),
     "max_rel_error": _ERROR,
+    "max_output_error": _ERROR,
+    "importance": _importance,
     "effort": _effort,
     "workers": checkers.integer(1),
     "device": checkers.word,

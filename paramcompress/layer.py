@@ -154,6 +154,26 @@ def _encode_factored(
             return None
     else:
         return None
+    return _factored_piece(info, tensor, factors, decoded, found.rel_error, _unheeded(setting.choice, factors))
+
+
+def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece | None:
+    """Stream and index entry of factors that were found elsewhere; None where exact bytes are fewer.
+
+    The error stated is that against `tensor`, the original.
+    """
+    decoded = codec.to_tensor(factors.reconstruct(), info.shape, torch_dtype(info.dtype))
+    return _factored_piece(info, tensor, factors, decoded, metrics.deviation(tensor, decoded).rel_error, "")
+
+
+def restated(entry: Entry, rel_error: float) -> Entry:
+    """`entry` with another relative error, rounded up as the index states it."""
+    return replace(entry, rel_error=round_up(rel_error))
+
+
+def _factored_piece(
+    info: TensorInfo, tensor: Tensor, factors: codec.Factors, decoded: Tensor, rel_error: float, note: str
+) -> Piece | None:
     crc = _crc(decoded)
     del decoded
     stream = codec.encode_factored(factors)
@@ -174,12 +194,12 @@ def _encode_factored(
         dictionary=factors.dictionary,
         rank=factors.rank,
         density=round_up(factors.n_stored / tensor.numel()),
-        rel_error=round_up(found.rel_error),
+        rel_error=round_up(rel_error),
         crc=crc,
         home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
         n_bytes=len(stream),
     )
-    return Piece(entry, stream, _unheeded(setting.choice, factors))
+    return Piece(entry, stream, note)
 
 
 def _unheeded(choice: Choice, factors: codec.Factors) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paramcompress import config, container, heap, layer, metrics, plan
+from paramcompress import config, container, guide, heap, layer, metrics, plan
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
@@ -39,13 +39,16 @@ from paramcompress.errors import (
     VerificationError,
 )
 from paramcompress.fit import EFFORTS, Effort
-from paramcompress.records import LayerReport, Progress, Report
+from paramcompress.records import Calibration, LayerReport, Progress, Report
 from paramcompress.units import parse_size
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 _SUFFIX = ".squeezed.safetensors"
+REHEARSED_SHARE = 0.997
+"""Of a size, what a rehearsal aims at: it meets its budget to about so much."""
+MOST_REHEARSALS = 4
 _LEAST_TWIN_BYTES = 1024
 """Tensors from this size on are stored once where several are equal."""
 
@@ -60,6 +63,11 @@ def squeeze(
     target_size: int | str | None = None,
     bits_per_weight: float | None = None,
     max_rel_error: float | None = None,
+    max_output_error: float | None = None,
+    model: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+    stats: guide.Stats | None = None,
+    importance: str | None = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -74,7 +82,8 @@ def squeeze(
 ) -> Report:
     """Squeeze a checkpoint into one safetensors file.
 
-    At most one target; without any, `plan.DEFAULT_MAX_REL_ERROR` holds for every matrix and vectors are exact.
+    At most one target; without any, `plan.DEFAULT_MAX_REL_ERROR` holds for every matrix and vectors are exact, or, with
+    data, `guide.DEFAULT_MAX_OUTPUT_ERROR` for what every layer gives.
 
     Args:
         source: path of a checkpoint file or folder, or a dict of tensors, nested or not.
@@ -82,6 +91,11 @@ def squeeze(
         target_size: bytes, or a size such as "3MB"; least error in at most that many, everything included.
         bits_per_weight: the same, relative to the weights.
         max_rel_error: every matrix W comes back within ||W - W_hat||_F <= max_rel_error * ||W||_F. 0 is exact.
+        max_output_error: what every matrix gives on the data has a relative error of at most this.
+        model, batches: a module with the checkpoint's names, and an iterable of what it is called with: a few hundred
+            inputs, no labels. What they say of the weights then decides. The module is copied and stays as it is.
+        stats: second moments that `calibrate` measured, or the file they are in, instead of or beside these.
+        importance: "optimizer" takes Adam's squared gradients in a training checkpoint instead.
         layers: pattern (exact name, glob, `re:`) to a dict of max_rel_error, dictionary, rank, density, exact.
         include, exclude: patterns; what is not included, or is excluded, stays exact.
         effort: fast, default or max.
@@ -94,13 +108,15 @@ def squeeze(
         progress: called as progress(layer, bytes done, bytes in all).
 
     Raises:
-        CheckpointError, ConfigError, BudgetError, OutputError, VerificationError, EncodeError.
+        CheckpointError, ConfigError, BudgetError, OutputError, VerificationError, EncodeError, CalibrationError.
     """
     started = time.monotonic()
     given = {
         "target_size": target_size,
         "bits_per_weight": bits_per_weight,
         "max_rel_error": max_rel_error,
+        "max_output_error": max_output_error,
+        "importance": importance,
         "layers": layers or None,
         "include": tuple(include) or None,
         "exclude": tuple(exclude) or None,
@@ -111,8 +127,10 @@ def squeeze(
     options = config.check({key: value for key, value in given.items() if value is not None})
     path = Path(out)
     _check_device(device)
+    guide.check_options(model, batches, stats, importance, max_output_error)
     if not dry_run:
         _check_output(path, source, force=force)
+    n_threads = torch.get_num_threads()
     with _open(source) as checkpoint, one_torch_thread():
         _check_names(checkpoint)
         distinct = [info for info in checkpoint.tensors if info.alias_of is None]
@@ -125,29 +143,34 @@ def squeeze(
             exclude,
             for_size=size is not None,
         )
+        with torch_threads(n_threads):
+            guided = guide.make(
+                checkpoint, limits, options, EFFORTS[effort],
+                model=model, batches=batches, stats=stats, seed=seed, device=device,
+            )  # fmt: skip
         about = {
             "source": checkpoint.path.name if checkpoint.path is not None else "",
             "bytes_before": sum(info.n_bytes for info in distinct),
             "n_weights": n_weights,
-            "notes": list(checkpoint.notes),
-            "target": _target_words(options),
+            "notes": [*checkpoint.notes, *(guided.notes() if guided else ())],
+            "target": _target_words(options, guided),
             # limits of single layers stand beside each layer as what they led to; repeating them would cost bytes
             "settings": {key: value for key, value in options.items() if key not in ("workers", "layers")},
         }
-        job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about)
+        job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about, guided)
         level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)
         if size is not None:
-            try:
-                level = plan.level_for_size(size, lambda at: job.size_at(path, at, progress))
-            except BudgetError as error:
-                raise job.impossible(path, error, progress) from error
+            level = job.level_for_size(path, size, progress)
+        if guided is not None:
+            with torch_threads(n_threads):
+                job.rehearse(path, level, size, progress)
         with Writer(path) as writer:
             file_bytes = job.write(writer, level, keep=not dry_run, progress=progress)
             report = job.report(path, level, file_bytes, dry_run=dry_run)
             if not dry_run:
                 if verify:
                     report = _verify(
-                        writer.scratch, checkpoint, report, job.settings(level), workers, progress, named=path
+                        writer.scratch, checkpoint, report, job.settings(level), workers, progress, path, guided
                     )
                 writer.publish()
     return replace(report, elapsed_s=time.monotonic() - started)
@@ -165,19 +188,49 @@ class _Job:
         device: str,
         workers: int,
         about: dict[str, Any],
+        guided: guide.Guide | None = None,
     ) -> None:
         self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
         self.seed, self.device, self.workers, self.about = seed, device, workers, about
         self.asked_bytes = int(about["settings"].get("target_size", 0))
+        self.guided = guided
         self.layers: list[LayerReport] = []
 
     def settings(self, level: float) -> dict[str, layer.Setting]:
         return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
 
+    def level_for_size(self, path: Path, size: int, progress: Progress | None) -> float:
+        """Smallest level whose file has at most `size` bytes."""
+        try:
+            return plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
+        except BudgetError as error:
+            raise self.impossible(path, error, progress) from error
+
     def size_at(self, path: Path, level: float, progress: Progress | None) -> int:
         """Bytes of the file at a level, by encoding all of it."""
         with Writer(path) as writer:
             return self.write(writer, level, keep=False, progress=progress)
+
+    def rehearse(self, path: Path, level: float, size: int | None, progress: Progress | None) -> None:
+        """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer."""
+        assert self.guided is not None
+        if self.guided.model is None:
+            return
+        if size is None:
+            self.guided.rehearse(level, {}, None)
+            return
+        before = self.size_at(path, level, progress)
+        expected = {one.name: one.bytes_after for one in self.layers if one.name in self.guided.calibrated.weights}
+        fixed = before - sum(expected.values())
+        aim = REHEARSED_SHARE * size
+        for _ in range(MOST_REHEARSALS):
+            self.guided.rehearse(level, expected, aim - fixed)
+            found = self.size_at(path, level, progress)
+            if found <= size:
+                return
+            aim -= 1.3 * (found - REHEARSED_SHARE * size)
+        self.guided.calibrated.final = {}  # without it, the level that was searched has the size
+        self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
 
     def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None) -> int:
         """Encode every tensor at a level into writer; returns the bytes of the file."""
@@ -191,7 +244,8 @@ class _Job:
             heap.make_room(info.n_bytes)
             tensor = self.checkpoint.load(info.name)
             try:
-                return layer.encode(info, tensor, settings[info.name], self.effort, self.seed, self.device)
+                piece = self.guided.encode(info, tensor, level) if self.guided is not None else None
+                return piece or layer.encode(info, tensor, settings[info.name], self.effort, self.seed, self.device)
             except ParamCompressError:
                 raise
             except Exception as error:
@@ -226,7 +280,7 @@ class _Job:
         asked = error.smallest_bytes or 0
         while True:
             options = {**self.about["settings"], "target_size": asked}
-            self.about = {**self.about, "settings": options, "target": _target_words(options)}
+            self.about = {**self.about, "settings": options, "target": _target_words(options, self.guided)}
             found = self.size_at(path, plan.LARGEST_LEVEL, progress)
             if found <= asked:
                 return plan.impossible(self.asked_bytes, asked)
@@ -255,6 +309,36 @@ def default_output(source: Path) -> Path:
     """Where `squeeze` puts its file when nobody says: model.pt -> model.squeezed.safetensors, beside it."""
     folder = source.parent if source.name else source.resolve().parent
     return folder / (_stem(source) + _SUFFIX)
+
+
+def calibrate(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    batches: Iterable[Any],
+    seed: int = 0,
+    force: bool = False,
+) -> Calibration:
+    """Write the second moments of a checkpoint's model to a file, for `squeeze(stats=)`.
+
+    Args:
+        model, batches: as for `squeeze`; the weights are the checkpoint's.
+
+    Raises:
+        CheckpointError, CalibrationError, OutputError.
+    """
+    path = Path(out)
+    _check_output(path, source, force=force)
+    with _open(source) as checkpoint:
+        moments = guide.measure(checkpoint, model, list(batches), seed)
+    moments.save(path)
+    return Calibration(path, moments.n_batches, tuple(moments.layers), moments.notes)
+
+
+def default_stats(source: Path) -> Path:
+    """Where `calibrate` puts its file when nobody says: model.pt -> model.stats.safetensors, beside it."""
+    return default_output(source).with_name(_stem(source) + ".stats.safetensors")
 
 
 # ------------------------------------------------------------------------------------------- expand
@@ -467,14 +551,22 @@ def _verify(
     workers: int,
     progress: Progress | None,
     named: Path | None = None,
+    guided: guide.Guide | None = None,
 ) -> Report:
-    """`report` with figures measured on the decoded file; `named` is what errors call it."""
+    """`report` with figures measured on the decoded file.
+
+    Args:
+        named: what errors call the file.
+        guided: what data say, where they had a say.
+    """
     shown = named or file
     with open_file(file) as squeezed:
         entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
         if original is not None:
             _check_same_tensors(shown, squeezed.index.entries, original)
         tell = _counter([_info(entry, None) for entry in entries], progress)
+
+        output_errors: dict[str, float | None] = {}
 
         def measure(entry: Entry) -> metrics.Deviation | None:
             try:
@@ -489,6 +581,9 @@ def _verify(
                     raise VerificationError(shown, entry.name, "other bits", "exact weights")
                 return metrics.Deviation(0.0, 0.0)
             found = metrics.deviation(weight, decoded)
+            if guided is not None and entry.name in guided.calibrated.weights:
+                output_errors[entry.name] = guided.check(shown, entry.name, weight, decoded)
+                return found
             setting = settings.get(entry.name)
             promised = min(entry.rel_error, setting.limit if setting is not None and setting.firm else entry.rel_error)
             if found.rel_error > promised:
@@ -507,7 +602,10 @@ def _verify(
     for one in report.layers:
         found = measured[one.tied_to or one.name]
         assert found is not None
-        layers.append(replace(one, rel_error=found.rel_error, max_abs_error=found.max_abs_error))
+        output_error = output_errors.get(one.tied_to or one.name)
+        layers.append(
+            replace(one, rel_error=found.rel_error, max_abs_error=found.max_abs_error, output_error=output_error)
+        )
     return replace(report, layers=tuple(layers), verified=True)
 
 
@@ -533,11 +631,16 @@ def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Itera
                 future.cancel()
 
 
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> contextlib.AbstractContextManager[None]:
     """Decompositions give other bits with other numbers of threads; layers run side by side instead."""
+    return torch_threads(1)
+
+
+@contextlib.contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """That many threads for torch: one where it decomposes matrices, all where it runs a model."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(n)
     try:
         yield
     finally:
@@ -612,12 +715,12 @@ def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
     return None
 
 
-def _target_words(options: Mapping[str, Any]) -> str:
+def _target_words(options: Mapping[str, Any], guided: guide.Guide | None = None) -> str:
     for target in config.TARGETS:
         if target in options:
             unit = " bytes" if target == "target_size" else ""
             return f"{target} {options[target]}{unit}"
-    return f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
+    return guided.default_target if guided is not None else f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
 
 
 def _layer_report(entry: Entry, n_bytes: int, note: str) -> LayerReport:

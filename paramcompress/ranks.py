@@ -83,7 +83,7 @@ def low_ranks(
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
     for r in sorted(ranks, reverse=True):
         left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
-        low_rank = _quantise(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
+        low_rank = quantise_factors(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
         if low_rank is not None:
             yield low_rank
 
@@ -187,7 +187,9 @@ def _best_rank(values, directions, energies, n, target):
     return best, best_gain
 
 
-def _quantise(coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Tensor, noise: float) -> LowRank | None:
+def quantise_factors(
+    coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Tensor, noise: float
+) -> LowRank | None:
     """Integers for C D^T, squared error `noise` in each coefficient and in each atom entry times its singular value."""
     exponents = values.log2().round()
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -53,6 +54,9 @@ class LayerReport:
     max_abs_error: float | None
     """Largest absolute residual, in the units of the weights; None where nobody measured it."""
     tied_to: str | None = None
+    output_error: float | None = None
+    """Root mean square error of what the layer gives on the calibration data / root mean square of what it gave; None
+    without data, or where nobody measured it."""
     note: str = ""
 
 
@@ -88,6 +92,17 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; layout described in docs/json.md."""
         return {"schema": SCHEMA_VERSION, **asdict(self), "bits_per_weight": self.bits_per_weight}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one calibration wrote."""
+
+    path: Path
+    n_batches: int
+    layers: tuple[str, ...]
+    """Weights whose inputs were seen."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

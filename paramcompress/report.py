@@ -182,7 +182,16 @@ def _columns(layers: Sequence[LayerReport]) -> list[Column]:
         Column("before", [format_size(layer.bytes_before) for layer in layers], gives_way=3),
         Column("after", [format_size(layer.bytes_after) for layer in layers]),
         Column("error", [format_error(layer.rel_error) for layer in layers]),
+        *([Column("output", [_output_error(layer) for layer in layers])] if _has_output_errors(layers) else []),
     ]
+
+
+def _has_output_errors(layers: Sequence[LayerReport]) -> bool:
+    return any(layer.output_error is not None for layer in layers)
+
+
+def _output_error(layer: LayerReport) -> str:
+    return "-" if layer.output_error is None else format_error(layer.output_error)
 
 
 def _sweep_columns(sweep: Sweep) -> list[Column]:

@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 import paramcompress
 from paramcompress import errors
 from paramcompress.cli import COMMANDS, app
-from paramcompress.records import Difference, LayerReport, Report, Sweep, SweepPoint
+from paramcompress.records import Calibration, Difference, LayerReport, Report, Sweep, SweepPoint
 from paramcompress.verdicts import Checked, Finding, Verdict
 
 NAMES = [command.__name__ for command in COMMANDS]
@@ -42,6 +42,7 @@ RESULTS = {
     "check": PASSED,
     "diff": Difference("a", "b", 1, 1, ()),
     "make": None,
+    "calibrate": Calibration(Path("m.stats.safetensors"), 8, ("fc",)),
 }
 
 Call = tuple[str, tuple[object, ...], dict[str, object]]
@@ -69,6 +70,9 @@ class Conductor(types.ModuleType):
     @staticmethod
     def default_output(source: Path) -> Path:
         return source.with_suffix(".squeezed.safetensors")
+
+    def default_stats(self, source: Path) -> Path:
+        return source.with_suffix(".stats.safetensors")
 
 
 @pytest.fixture
@@ -375,7 +379,12 @@ def test_a_budget_that_makes_no_sense_is_annotated_too(broken: Conductor, monkey
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_has_an_example_that_parses(conductor: Conductor, name: str) -> None:
+def test_help_has_an_example_that_parses(
+    conductor: Conductor, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\nbuild, batches = nn.Identity, list\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     lines = run(name, "--help").stdout.splitlines()
     program, *args = shlex.split(lines[lines.index("  Example:") + 1])
     assert (program, args[0]) == ("paramcompress", name)
@@ -398,7 +407,7 @@ def test_public_names() -> None:
 FAKE = """
 import sys, types
 import paramcompress
-from paramcompress.records import LayerReport, Report
+from paramcompress.records import Calibration, LayerReport, Report
 layer = LayerReport("層 [red]x[/]", (4, 8), "float32", "factored", "none", 0, 0.5, 3.0, 128, 12, 0.03, 0.1)
 def work(*args, progress=None, **kwargs):
     if progress:

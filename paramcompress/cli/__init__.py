@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .calibration import calibrate
 from .curves import sweep
 from .differing import diff
 from .files import expand, inspect, squeeze, verify
@@ -18,7 +19,7 @@ from .gates import check
 from .reports import report
 from .translator import Translator
 
-COMMANDS = (squeeze, expand, inspect, verify, diff, sweep, check, report)
+COMMANDS = (squeeze, expand, inspect, verify, diff, sweep, calibrate, check, report)
 
 app = typer.Typer(
     name="paramcompress",

@@ -5,14 +5,30 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from .. import config as settings
 from ..errors import ConfigError
 from ..records import SCHEMA_VERSION, Anatomy, Report
-from .options import Device, Effort, Exclude, File, Force, Include, Json, Model, Quiet, Seed, Verbose, Workers, given
+from .options import (
+    Builder,
+    Data,
+    Device,
+    Effort,
+    Exclude,
+    File,
+    Force,
+    Include,
+    Json,
+    Model,
+    Quiet,
+    Seed,
+    Verbose,
+    Workers,
+    given,
+)
 
 
 def squeeze(
@@ -29,6 +45,20 @@ def squeeze(
     max_rel_error: Annotated[
         float | None,
         Option(metavar="E", help="Fewest bytes with a relative error of at most E per matrix."),
+    ] = None,
+    max_output_error: Annotated[
+        float | None,
+        Option(metavar="E", help="The same for what each matrix gives on the data; needs data."),
+    ] = None,
+    builder: Builder = None,
+    data: Data = None,
+    stats: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="What paramcompress calibrate measured, in place of --model and --data."),
+    ] = None,
+    importance: Annotated[
+        settings.Importance | None,
+        Option(help="Take Adam's squared gradients in a training checkpoint for importances, without data."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -65,11 +95,13 @@ def squeeze(
 ) -> None:
     """Squeeze a checkpoint; report the error of every layer.
 
-    The target is one of --target-size, --bits-per-weight and --max-rel-error.
+    The target is one of --target-size, --bits-per-weight, --max-rel-error and, with data, --max-output-error. With data
+    (--model and --data, or --stats) a file of the same accuracy is about half as large.
 
     \b
     Example:
       paramcompress squeeze model.pt --max-rel-error 0.02 --set 'fc*:rank=16'
+      paramcompress squeeze model.pt --model net:build --data net:batches
     """
     from .. import report as reports
 
@@ -77,6 +109,8 @@ def squeeze(
         target_size=target_size,
         bits_per_weight=bits_per_weight,
         max_rel_error=max_rel_error,
+        max_output_error=max_output_error,
+        importance=importance,
         include=include,
         exclude=exclude,
         effort=effort,
@@ -89,8 +123,13 @@ def squeeze(
         reports.check_destination(report, force=force)
 
     from .. import pipeline
-    from . import terminal
+    from . import imported, terminal
 
+    guidance: dict[str, Any] = given(stats=stats)
+    if builder is not None:
+        guidance["model"] = imported.call_for_model(builder)
+    if data is not None:
+        guidance["batches"] = imported.call_for_batches(data)
     with terminal.progress("squeezing", quiet=quiet) as progress:
         result = pipeline.squeeze(
             model,
@@ -99,6 +138,7 @@ def squeeze(
             verify=not no_verify,
             force=force,
             progress=progress,
+            **guidance,
             **options,
         )
     if report:

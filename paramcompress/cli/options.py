@@ -19,6 +19,13 @@ Effort = Annotated[config.Effort | None, Option("--effort", help="Time spent on 
 Device = Annotated[str | None, Option("--device", help="Where torch computes, such as cpu or cuda.")]
 Seed = Annotated[int | None, Option("--seed", min=0, help="Source of all randomness.")]
 Workers = Annotated[int | None, Option("--workers", min=1, metavar="N", help="Layers worked on at the same time.")]
+Builder = Annotated[
+    str | None, Option("--model", metavar="PKG:FN", help="Function that builds the model (torch.nn.Module).")
+]
+Data = Annotated[
+    str | None,
+    Option("--data", metavar="PKG:FN", help="Function that gives an iterable of what the model is called with."),
+]
 Force = Annotated[bool, Option("--force", help="Overwrite what is there.")]
 Json = Annotated[bool, Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress bar and no table; errors only.")]

@@ -1,0 +1,464 @@
+"""Squeezing one tensor after another by what data say of them. Between the fit in a metric and the pipeline.
+
+`Calibrated.encode` takes the place of `layer.encode` for the tensors that data say something of. One number moves: the
+*level*, about the relative change of the model's output that is aimed at. It sets the price of a bit, the same for all.
+
+`Calibrated.rehearse` goes through the model from front to back, once. Each weight is fitted to what the squeezed layers
+before it really give, W* = W + W E[(x - y) y^T] E[y y^T]^-1 with x the inputs in the original and y those in the
+squeezed model, so that it makes good for them as far as it can; normalisation statistics move by the difference between
+the two models (measured anew from a few hundred inputs they would be worse than the old ones).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from paramcompress import layer, metrics
+from paramcompress.calibration import canonical_names, every_module_called, second_moment, tensors_of
+from paramcompress.checkpoint import TensorInfo
+from paramcompress.codec import FACTORED, Factors, Layout
+from paramcompress.errors import CalibrationError
+from paramcompress.fit import Effort
+from paramcompress.inputs import Args, is_known, products
+from paramcompress.layer import Piece, Setting
+from paramcompress.lockstep import run_in_lockstep
+from paramcompress.metric_fit import Metric, MetricFit
+from paramcompress.moments import Moment, SecondMoments
+from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
+
+CORRECTION_RIDGE = 0.05
+"""Share of the mean second moment that is added where later layers make good for earlier ones."""
+VECTOR_ERRORS = (1e-4, 0.2)
+"""Relative errors between which vectors are coded, whatever the level says."""
+TYPICAL_LEVEL = 0.15
+"""Level at which dictionaries are compared where a higher one is asked for first."""
+SIZE_POWER = 0.67
+"""Bytes fall with about this power of the level."""
+MEAN_SLACK = 0.15
+"""Standard deviations that a coarse running mean may be off, in the root mean square."""
+VARIANCE_ERRORS = (0.3, 1e-3)
+"""Relative errors between which variances are coded."""
+VARIANCE_RATIOS = (0.5, 4.0)
+"""What a coarse variance may be of what it stands for."""
+ROW_DOUBT = 0.25
+"""Mean sensitivities that are added to each row's where rows are chosen by the input: what a few hundred inputs never
+chose may be chosen some day."""
+_LARGEST_CHANGE = 20.0
+"""Factor by which a variance may be corrected."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What steers the fits: a level, or limits on every layer."""
+
+    level: float = 0.0
+    """About the relative change of the model's output; 0 where limits steer."""
+    output_error: float | None = None
+    """Limit on the relative error of each layer's output."""
+    rel_error: float | None = None
+    """Limit on the relative error of each weight."""
+
+
+@dataclass
+class Calibrated:
+    """A checkpoint with what data say of it."""
+
+    moments: SecondMoments
+    weights: Mapping[str, Tensor]
+    """The tensors that data say something of, and that are to be squeezed by it."""
+    effort: Effort
+    seed: int
+    device: str
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n_weights = sum(one.numel() for name, one in self.weights.items() if name in self.moments)
+        self.final: dict[str, Piece] = {}
+        """What a rehearsal settled: what came after was fitted to just these."""
+        self.fits = {name: self._fit(name) for name in self.weights if name in self.moments}
+
+    # --------------------------------------------------------------------------------------- one tensor
+
+    def encode(self, info: TensorInfo, tensor: Tensor, aim: Aim) -> Piece | None:
+        """Stream and index entry of a tensor; None for one that data say nothing of, or that is smaller exact.
+
+        Its error is measured against `tensor`, whatever was corrected.
+        """
+        if info.name in self.final:
+            return self.final[info.name]
+        if info.name in self.fits:
+            factors = self._factors(info.name, aim)
+            return None if factors is None else layer.piece_of(info, tensor, factors)
+        if info.name in self.weights and info.name in self.moments.vectors and aim.level > 0:
+            return self.encode_vector(info, tensor, self.vector_limit(info.name, tensor, aim))
+        return None
+
+    def output_error(self, name: str, original: Tensor, decoded: Tensor) -> float | None:
+        """sqrt(tr(E H E^T) / tr(W H W^T)) of a layer, H of the original model; None where nothing was seen."""
+        if name not in self.moments:
+            return None
+        moment, layout = self.moments.layers[name], Layout.of(tuple(original.shape))
+        weight, squeezed = (
+            one.double().reshape(layout.n_rows, layout.n_columns).numpy() for one in (original, decoded)
+        )
+        return _output_error(moment, weight, squeezed)
+
+    def _fit(self, name: str) -> MetricFit:
+        tensor = self.weights[name]
+        layout = Layout.of(tuple(tensor.shape))
+        weight = tensor.float().reshape(layout.n_rows, layout.n_columns).numpy()
+        return MetricFit(weight, layout, _metric(self.moments.layers[name], weight), self.effort, seed=self.seed)
+
+    def price(self, level: float) -> float:
+        """Units of cost a bit; about n_weights * price * MSE_OF_STEP / BIT_WEIGHT is the cost of all errors."""
+        return level**2 * BIT_WEIGHT / (MSE_OF_STEP * max(self.n_weights, 1))
+
+    def _factors(self, name: str, aim: Aim) -> Factors | None:
+        """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
+        fit = self.fits[name]
+        if fit.dictionary is None:  # where most is kept, so that it is not chosen where nothing is
+            fit.choose_dictionary(self.price(min(aim.level or 1.0, TYPICAL_LEVEL)))
+        if aim.level > 0:
+            return fit.at(self.price(aim.level))
+        weight, moment = fit.weight.astype(np.float64), self.moments.layers[name]
+
+        def excess(found: Factors) -> float:
+            """Largest squared error, in squares of its limit."""
+            squeezed = found.reconstruct()
+            over = 0.0
+            if aim.output_error is not None:
+                over = (_output_error(moment, weight, squeezed) / max(aim.output_error, 1e-9)) ** 2
+            if aim.rel_error is not None:
+                norm = float(np.linalg.norm(weight))
+                over = max(over, (float(np.linalg.norm(weight - squeezed)) / max(norm * aim.rel_error, 1e-300)) ** 2)
+            return over
+
+        return _highest_price(fit, excess, self.price(aim.output_error or aim.rel_error or 1.0))
+
+    def vector_limit(self, name: str, value: Tensor, aim: Aim) -> float:
+        """Relative error that the sensitivity of a vector and the price of a bit call for."""
+        least, most = VECTOR_ERRORS
+        heeded, norm = self.moments.vectors.get(name, 0.0), metrics.survey(value).norm
+        if aim.level == 0 or norm == 0 or heeded == 0:
+            return least
+        step = math.sqrt(self.price(aim.level) / (BIT_WEIGHT * heeded))
+        return min(max(math.sqrt(MSE_OF_STEP * value.numel()) * step / norm, least), most)
+
+    def encode_vector(self, info: TensorInfo, value: Tensor, limit: float) -> Piece:
+        """A vector, corrected or not, to a relative error; what is stated is the error against the checkpoint's."""
+        piece = layer.encode(info, value, Setting(limit), self.effort, self.seed, self.device)
+        original = self.weights[info.name]
+        if value is original or piece.entry.codec != FACTORED:
+            return piece
+        error = metrics.deviation(original, layer.decode(piece.entry, piece.stream)).rel_error
+        return Piece(layer.restated(piece.entry, error), piece.stream)
+
+    # --------------------------------------------------------------------------------------- the whole model
+
+    def rehearse(self, model: nn.Module, batches: Sequence[Any], aim: Aim, budget: Budget | None = None) -> None:
+        """Fit every weight to what the squeezed layers before it give; correct biases and normalisation.
+
+        After this, `encode` gives what was found here, at whatever level.
+
+        Args:
+            model: with the weights of the checkpoint; stays as it is.
+            batches: as for `calibration.calibrate`.
+            budget: where all of it shall have a size.
+        """
+        self.final = {}
+        original, squeezed = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+        _Rehearsal(self, original, squeezed, aim, budget).run(batches)
+
+
+@dataclass
+class Budget:
+    """Bytes for what a rehearsal encodes: the level goes up and down a little on the way, so that they last."""
+
+    expected: Mapping[str, int]
+    """Bytes of every tensor at the level that the rehearsal begins with."""
+    left: float
+    """Bytes for all of these together."""
+
+    def __post_init__(self) -> None:
+        self.waiting = float(sum(self.expected.values()))
+
+    def level(self, first: float) -> float:
+        """Level at which what is still to come takes what is left."""
+        ratio = self.waiting / max(self.left, 1e-3 * self.waiting, 1.0)
+        return first * min(max(ratio, 0.8), 1.25) ** (1 / SIZE_POWER) if self.waiting else first
+
+    def spend(self, name: str, n_bytes: int) -> None:
+        self.waiting -= self.expected.get(name, 0)
+        self.left -= n_bytes
+
+
+class _Rehearsal:
+    """One pass through a model and its squeezed twin."""
+
+    def __init__(
+        self, job: Calibrated, original: nn.Module, squeezed: nn.Module, aim: Aim, budget: Budget | None
+    ) -> None:
+        self.job, self.first_aim, self.budget = job, aim, budget
+        self.original, self.squeezed = original, squeezed
+        self.names = canonical_names(original)
+
+    @property
+    def aim(self) -> Aim:
+        """What steers the next tensor."""
+        if self.budget is None:
+            return self.first_aim
+        return replace(self.first_aim, level=self.budget.level(self.first_aim.level))
+
+    def run(self, batches: Sequence[Any]) -> None:
+        modules = self.original.named_modules()
+        stations = [path for path, module in modules if is_known(module) or _keeps_statistics(module)]
+        with torch.no_grad(), every_module_called():
+            run_in_lockstep((self.original, self.squeezed), batches, stations, self.meet)
+
+    def meet(self, path: str, calls: list[tuple[Args, Args]]) -> None:
+        """All batches are in front of a module: squeeze its weights, or move its statistics."""
+        original, squeezed = self.original.get_submodule(path), self.squeezed.get_submodule(path)
+        if _keeps_statistics(original):
+            self._normalisation(path, original, squeezed, calls)
+            return
+        sums: dict[str, _PairSums | None] = {}
+        for left, right in calls:
+            for mine, its in zip(products(original, left), products(squeezed, right), strict=True):
+                moment = self.job.moments.layers.get(self._name(path, mine.weight))
+                one = sums.setdefault(mine.weight, None if moment is None or mine.inputs is None else _PairSums())
+                if one is not None and mine.inputs is not None and its.inputs is not None:
+                    one.add(mine.inputs, its.inputs, diagonal=moment is not None and moment.is_diagonal)
+        for weight, found in sums.items():
+            self._weight(path, weight, found, original, squeezed)
+
+    def _name(self, path: str, weight: str) -> str:
+        full = f"{path}.{weight}" if path else weight
+        return self.names.get(full, full)
+
+    def _weight(self, path: str, weight: str, sums: _PairSums | None, original: nn.Module, squeezed: nn.Module) -> None:
+        """Fit one weight, move the bias beside it, and put what will come back from the file in their place."""
+        name, job = self._name(path, weight), self.job
+        before = job.fits.get(name)
+        if before is None or name in job.final:
+            return
+        tensor = job.weights[name]
+        info = _info(name, tensor)
+        if sums is not None and self.aim.level > 0 and not job.moments.layers[name].is_diagonal:
+            metric = _metric(sums.moment(job.moments.layers[name]), before.weight)
+            target = sums.target(before.weight)
+            fit = MetricFit(
+                before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
+            )
+            piece = layer.piece_of(info, tensor, fit.at(job.price(self.aim.level)))
+        else:
+            piece = job.encode(info, tensor, self.aim)
+        found = self._settle(info, piece, squeezed.get_parameter(weight))
+        bias = getattr(squeezed, "bias", None)
+        if found is None or sums is None or weight != "weight" or not isinstance(bias, Tensor):
+            return
+        bias_name = self._name(path, "bias")
+        if bias_name in job.weights and bias_name not in job.final:
+            lost = sums.mean_change(before.weight, found.float().reshape(before.weight.shape).numpy())
+            moved = job.weights[bias_name].double() + torch.from_numpy(lost)
+            self._vector(bias_name, moved, bias)
+
+    def _vector(self, name: str, value: Tensor, place: Tensor, limit: float | None = None) -> Tensor:
+        """Code a vector that was moved; returns what will come back from the file."""
+        job = self.job
+        value = value.to(job.weights[name].dtype)
+        info = _info(name, value)
+        piece = job.encode_vector(info, value, limit or job.vector_limit(name, value, self.aim))
+        found = self._settle(info, piece if piece.entry.codec == FACTORED else None, place)
+        return job.weights[name] if found is None else found
+
+    def _settle(self, info: TensorInfo, piece: Piece | None, place: Tensor) -> Tensor | None:
+        """Keep what was encoded, and put what will come back from the file in the squeezed model."""
+        if piece is None:
+            return None
+        self.job.final[info.name] = piece
+        if self.budget is not None:
+            self.budget.spend(info.name, len(piece.stream))
+        found = layer.decode(piece.entry, piece.stream)
+        place.data = found.to(place)
+        return found
+
+    def _normalisation(self, path: str, original: Any, squeezed: Any, calls: list[tuple[Args, Args]]) -> None:
+        """Move mean and variance by the difference of what both models give, and code all four vectors.
+
+        Mean and variance may be coarse, for scale and shift, coded after them, make good for what they are off.
+        """
+        names = {word: self._name(path, word) for word in ("running_mean", "running_var", "weight", "bias")}
+        if not {names["running_mean"], names["running_var"]} <= self.job.weights.keys():
+            return
+        mine, its = (_statistics([next(tensors_of(call[at])) for call in calls]) for at in (0, 1))
+        mean = original.running_mean.double() + (its[0] - mine[0])
+        ratio = (its[1] + original.eps) / (mine[1] + original.eps)
+        variance = original.running_var.double() * ratio.clamp(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
+        deviation = (variance + original.eps).sqrt()
+        coarse = (
+            self.first_aim.level > 0 and original.affine and {names["weight"], names["bias"]} <= self.job.weights.keys()
+        )
+        found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, coarse)
+        limit = float(MEAN_SLACK * deviation.norm() / mean.norm().clamp(min=1e-30)) if coarse else None
+        found_mean = self._vector(
+            names["running_mean"], mean, squeezed.running_mean, limit and min(limit, 1.0)
+        ).double()
+        if coarse:
+            slope = original.weight.detach().double() / deviation
+            scale = slope * (found_variance + original.eps).sqrt()
+            found_scale = self._vector(names["weight"], scale, squeezed.weight).double()
+            per_deviation = found_scale / (found_variance + original.eps).sqrt()
+            shift = original.bias.detach().double() + per_deviation * found_mean - slope * mean
+            shift = shift + (slope - per_deviation) * mean
+            self._vector(names["bias"], shift, squeezed.bias)
+
+    def _variance(self, name: str, variance: Tensor, place: Tensor, eps: float, coarse: bool) -> Tensor:
+        """Code a variance so that each entry keeps its order of magnitude; returns what will come back."""
+        limit = VARIANCE_ERRORS[0] if coarse else VARIANCE_ERRORS[1]
+        while True:
+            step = limit * float(variance.square().mean().sqrt()) / math.sqrt(MSE_OF_STEP)
+            lifted = (
+                torch.maximum(variance, (VARIANCE_RATIOS[1] / 2 * variance).clamp(max=step)) if coarse else variance
+            )
+            value = lifted.to(self.job.weights[name].dtype)
+            piece = self.job.encode_vector(_info(name, value), value, limit)
+            found = layer.decode(piece.entry, piece.stream).double()
+            ratio = (found + eps) / (variance + eps)
+            if limit <= VARIANCE_ERRORS[1] or bool(
+                (ratio > VARIANCE_RATIOS[0]).all() and (ratio < VARIANCE_RATIOS[1]).all()
+            ):
+                break
+            limit *= 0.7
+        if piece.entry.codec == FACTORED:
+            self._settle(_info(name, value), piece, place)
+            return found
+        return self.job.weights[name].double()
+
+
+@dataclass
+class _PairSums:
+    """Sums over inputs of a weight in the original and in the squeezed model."""
+
+    squares: Any = 0.0
+    differences: Any = 0.0
+    means: Any = 0.0
+    count: int = 0
+
+    def add(self, mine: Tensor, its: Tensor, *, diagonal: bool) -> None:
+        if not diagonal:
+            self.squares = self.squares + second_moment(its, its)
+            self.differences = self.differences + second_moment(mine - its, its)
+        self.means = self.means + torch.stack([one.double().sum(1) for one in (mine, its)]).cpu().numpy()
+        self.count += its.shape[1]
+
+    def moment(self, before: Moment) -> Moment:
+        return Moment(self.squares / self.count, before.rows, before.sensitivity)
+
+    def target(self, weight: NDArray[np.float32]) -> NDArray[np.float64]:
+        """W + W E[(x - y) y^T] (E[y y^T] + ridge)^-1, x inputs in the original, y in the squeezed model."""
+        grouped = weight.astype(np.float64).reshape(len(self.squares), -1, weight.shape[1])
+        out = np.empty_like(grouped)
+        for g, square in enumerate(self.squares):
+            ridge = max(CORRECTION_RIDGE * float(np.trace(square)) / len(square), 1e-300)
+            out[g] = (
+                grouped[g]
+                + np.linalg.solve(square + ridge * np.eye(len(square)), (grouped[g] @ self.differences[g]).T).T
+            )
+        return out.reshape(weight.shape)
+
+    def mean_change(self, weight: NDArray[np.float32], squeezed: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n_out,) what the mean of the layer's output has lost."""
+        mine, its = self.means / self.count
+        shape = len(mine), -1, weight.shape[1]
+        grouped = weight.astype(np.float64).reshape(shape), squeezed.astype(np.float64).reshape(shape)
+        return np.concatenate([a @ x - b @ y for a, b, x, y in zip(*grouped, mine, its, strict=True)])
+
+
+def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
+    """Costs in squared relative change of the model's output; where that is not known, of the layer's own."""
+    columns = moment.columns
+    if moment.sensitivity is None or not moment.sensitivity.any():
+        return Metric(moment.rows / max(moment.output_energy(weight), 1e-300), columns)
+    trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
+    rows = moment.sensitivity + (ROW_DOUBT * moment.sensitivity.mean() if np.ptp(moment.rows) > 0 else 0.0)
+    return Metric(rows, columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1)))
+
+
+def _output_error(moment: Moment, weight: NDArray[np.floating[Any]], squeezed: NDArray[np.floating[Any]]) -> float:
+    energy = moment.output_energy(weight)
+    return math.sqrt(max(moment.output_energy(weight - squeezed), 0.0) / energy) if energy > 0 else 0.0
+
+
+def _highest_price(fit: MetricFit, excess: Any, price: float) -> Factors | None:
+    """Factors at nearly the highest price at which `excess` is at most 1; None if none is found."""
+    best: tuple[float, Factors] | None = None
+    over = math.inf
+    for _ in range(12):
+        found = fit.at(price)
+        error = excess(found)
+        if error <= 1:
+            if best is None or price > best[0]:
+                best = (price, found)
+            if error > 0.97 or found.stored is None:
+                break
+        else:
+            over = min(over, price)
+        guess = price * min(max(0.985 / max(error, 1e-12), 1e-3), 1e3)
+        low = 0.0 if best is None else best[0]
+        price = (
+            guess
+            if low * 1.001 < guess < over * 0.999
+            else math.sqrt(low * over)
+            if low and over < math.inf
+            else price / 4
+        )
+        if low and over / low < 1.01:
+            break
+    return None if best is None else best[1]
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+def _info(name: str, tensor: Tensor) -> TensorInfo:
+    return TensorInfo(name, str(tensor.dtype)[6:], tuple(tensor.shape))
+
+
+def _statistics(inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel (axis 1)."""
+    n, total, square = 0, torch.zeros(()), torch.zeros(())
+    for x in inputs:
+        channels = x.double().transpose(0, 1).reshape(x.shape[1], -1)
+        n, total, square = n + channels.shape[1], total + channels.sum(1), square + channels.square().sum(1)
+    mean = total / n
+    return mean, (square / n - mean**2).clamp(min=0)
+
+
+def check_model(model: nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether a model has the names and shapes of a checkpoint.
+
+    Raises:
+        CalibrationError: it has not; lists the first that differ.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    optional = {name for name in expected if name.endswith("num_batches_tracked")}
+    wrong = [f"{name} (only in the checkpoint)" for name in tensors if name not in expected]
+    wrong += [f"{name} (only in the model)" for name in expected if name not in tensors and name not in optional]
+    wrong += [
+        f"{name} ({shape} in the checkpoint, {expected[name]} in the model)"
+        for name, shape in tensors.items()
+        if expected.get(name, shape) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CalibrationError(f"the model does not fit the checkpoint: {', '.join(wrong[:5])}{more}")

@@ -1,0 +1,226 @@
+"""Trellis quantisation where errors have a metric: what one column does wrong, the columns after it make good.
+
+Knows neither layers nor bytes, as `quantize`, whose cost of a point it shares. That search treats all errors alike, and
+is several times faster; this one minimises, over points S on the trellis,
+
+    sum over rows i of  worth_i (x_i - s_i)^T M (x_i - s_i)  +  bits of S
+
+in two stages. *Feeding forward* (Frantar et al. 2022, arXiv:2210.17323): column after column is quantised, each by a
+Viterbi search down its rows, and its error is carried to the columns that are still open, through the Cholesky factor
+of the inverse metric. An error in column j then costs what no later column can make good, 1 / U_jj^2 with M^-1 = U^T U.
+*Descending*: every column is chosen again, given all others. It has to leave the trellis in the state in which the next
+column of its chain begins, and never makes the sum larger.
+
+Shapes: x, points (n_columns, n_rows) in steps, as the chain runs.  M (n_groups, n_columns, n_columns), rows in n_groups
+equal runs, each with its own metric (1 but for grouped convolutions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paramcompress.entropy import DEAD, Scales, scale_context
+from paramcompress.jit import compiled
+from paramcompress.prices import N_MAGNITUDES
+from paramcompress.trellis import Trellis, columns_per_chain
+
+_BLOCK = 64
+"""Columns between two matrix products: within a block errors are carried one by one, beyond it all at once."""
+_FAR = 1e30
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What errors cost, in bits."""
+
+    rows: NDArray[np.float64]
+    """(n_rows,) bits that one squared step costs in each row, for a metric of 1."""
+    metric: NDArray[np.float64]
+    """(n_groups, n_columns, n_columns), symmetric, positive definite."""
+
+    @cached_property
+    def upper(self) -> NDArray[np.float64]:
+        """(n_groups, n_columns, n_columns) U of M^-1 = U^T U, upper triangles.
+
+        Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
+        """
+        return np.stack([np.linalg.cholesky(np.linalg.inv(metric)).T for metric in self.metric])
+
+    @property
+    def pivots(self) -> NDArray[np.float64]:
+        """(n_groups, n_columns) cost of an error in a column, once those after it have made good what they can."""
+        return 1 / np.diagonal(self.upper, axis1=1, axis2=2) ** 2
+
+
+def quantize_in_metric(
+    x: NDArray[np.float64],
+    scales: Scales,
+    trellis: Trellis,
+    cost: NDArray[np.float32],
+    worth: Worth,
+    n_passes: int,
+) -> NDArray[np.int32]:
+    """Points that nearly minimise the cost of their errors plus their bits.
+
+    Args:
+        x: (n_columns, n_rows), finite, |x| < 2**30.
+        cost: (classes, 2, magnitudes) bits, from `prices.cost_table`.
+        n_passes: times that every column is chosen again; 0 feeds forward only.
+
+    Returns:
+        points (n_columns, n_rows), zero in dead rows and columns.
+
+    Raises:
+        numpy.linalg.LinAlgError: a metric that is not positive definite.
+
+    Cost: O(n_rows n_columns^2) for each stage, and O(n_columns^3) for each group.
+    """
+    n_columns, n_rows = x.shape
+    n_groups = len(worth.metric)
+    upper = worth.upper
+    groups = [slice(g * n_rows // n_groups, (g + 1) * n_rows // n_groups) for g in range(n_groups)]
+    points = np.zeros((n_columns, n_rows), np.int32)
+    states = np.zeros(n_columns + 1, np.int64)
+    chain = columns_per_chain(n_rows)
+    walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64)
+    table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
+
+    open_x = x.copy()
+    carried = np.empty_like(x)
+    for first in range(0, n_columns, _BLOCK):
+        block = slice(first, min(first + _BLOCK, n_columns))
+        rest = slice(block.stop, n_columns)
+        _feed(open_x, upper, worth.rows, *table, *walk, chain, block.start, block.stop, points, states, carried)
+        for g, rows in enumerate(groups):
+            open_x[rest, rows] -= upper[g, block, rest].T @ carried[block, rows]
+
+    residual = points - x
+    slope = np.empty_like(x)
+    for g, rows in enumerate(groups):
+        slope[:, rows] = worth.metric[g] @ residual[:, rows]
+    for _ in range(n_passes):
+        for first in range(0, n_columns, _BLOCK):
+            block = slice(first, min(first + _BLOCK, n_columns))
+            before = residual[block].copy()
+            _descend(
+                x, worth.metric, worth.rows, *table, *walk, chain, block.start, block.stop,
+                points, states, residual, slope,
+            )  # fmt: skip
+            change = residual[block] - before
+            for g, rows in enumerate(groups):
+                for rest in (slice(0, block.start), slice(block.stop, n_columns)):
+                    slope[rest, rows] += worth.metric[g, rest, block] @ change[:, rows]
+    return points
+
+
+@compiled
+def _feed(
+    x, upper, worth, cost, base, rows, columns, next_state, quantiser, chain, first, last, points, states, carried
+):
+    """Quantise the columns from first to last; carry their errors among themselves, and note them for the rest."""
+    n_rows = x.shape[1]
+    n_here = n_rows // len(upper)
+    bits = np.empty(n_rows)
+    for j in range(first, last):
+        state = states[j] if j % chain else 0
+        states[j] = state
+        if columns[j] != DEAD:
+            for i in range(n_rows):
+                pivot = upper[i // n_here, j, j]
+                bits[i] = worth[i] / (pivot * pivot)
+            state = _choose(x[j], bits, cost, base + columns[j], rows, next_state, quantiser, state, -1, points[j])
+        states[j + 1] = state
+        for i in range(n_rows):
+            g = i // n_here
+            carried[j, i] = (x[j, i] - points[j, i]) / upper[g, j, j]
+        for k in range(j + 1, last):
+            for i in range(n_rows):
+                x[k, i] -= upper[i // n_here, j, k] * carried[j, i]
+
+
+@compiled
+def _descend(
+    x, metric, worth, cost, base, rows, columns, next_state, quantiser, chain, first, last,
+    points, states, residual, slope,
+):  # fmt: skip
+    """Choose the columns from first to last again, each given all others. slope: metric @ residual, kept up to date
+    within the block."""
+    n_columns, n_rows = x.shape
+    n_here = n_rows // len(metric)
+    bits = np.empty(n_rows)
+    wanted = np.empty(n_rows)
+    for j in range(first, last):
+        if columns[j] == DEAD:
+            continue
+        for i in range(n_rows):
+            own = metric[i // n_here, j, j]
+            bits[i] = worth[i] * own
+            wanted[i] = points[j, i] - slope[j, i] / own
+        ends = (j + 1) % chain == 0 or j + 1 == n_columns
+        goal = -1 if ends else states[j + 1]
+        _choose(wanted, bits, cost, base + columns[j], rows, next_state, quantiser, states[j], goal, points[j])
+        for i in range(n_rows):
+            change = points[j, i] - x[j, i] - residual[j, i]
+            if change != 0:
+                residual[j, i] += change
+                for k in range(first, last):
+                    slope[k, i] += metric[i // n_here, k, j] * change
+
+
+@compiled
+def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, points):
+    """Viterbi search down one column: least sum of worth * (x - point)**2 + bits from state `start` to `goal`, or to
+    any where that is -1. Fills points, returns the last state."""
+    n = len(x)
+    n_states = len(quantiser)
+    path = np.full(n_states, _FAR)
+    after = np.empty(n_states)
+    path[start] = 0.0
+    came_from = np.empty((n, n_states), np.int8)
+    chosen = np.empty((n, n_states), np.int32)
+    least = np.empty((2, 2))
+    best = np.empty((2, 2), np.int64)
+    for i in range(n):
+        if rows[i] == DEAD:
+            for s in range(n_states):
+                came_from[i, s] = s
+                chosen[i, s] = 0
+            continue
+        c, shift = scale_context(base + rows[i])
+        size = abs(x[i])
+        for q in range(2):  # the best symbol of each parity: near the number, or zero
+            least[q, 0] = least[q, 1] = _FAR
+            near = max(((np.int64(size) + q) >> 1) - 1, 0)
+            for k in range(near, near + 4):
+                point = 2 * k - q if k else 0
+                total = worth[i] * (size - point) ** 2 + cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
+                if total < least[q, k & 1]:
+                    least[q, k & 1] = total
+                    best[q, k & 1] = point
+            total = worth[i] * size * size + cost[c, q, 0]
+            if total < least[q, 0]:
+                least[q, 0] = total
+                best[q, 0] = 0
+        after[:] = _FAR
+        for s in range(n_states):
+            q = quantiser[s]
+            for parity in range(2):
+                to = next_state[s, parity]
+                total = path[s] + least[q, parity]
+                if total < after[to]:
+                    after[to] = total
+                    came_from[i, to] = s
+                    chosen[i, to] = best[q, parity]
+        path[:] = after
+    state = goal
+    if goal < 0:
+        state = np.argmin(path)
+    end = state
+    for i in range(n - 1, -1, -1):
+        points[i] = -chosen[i, state] if x[i] < 0 else chosen[i, state]
+        state = np.int64(came_from[i, state])
+    return end

@@ -1,0 +1,266 @@
+"""The factors of one weight at a given price of a bit, where data say what an error costs. Knows no files, no models.
+
+`fit` minimises bytes at a given squared error; here the error of row i, e_i, costs worth_i e_i^T M e_i, M (the
+*metric*) being the second moment of what the layer multiplies its weights with, and what is minimised is
+
+    sum over rows of  worth_i e_i^T M e_i  +  price * bits
+
+- *Shrinkage.* A number s drawn from a Gaussian of variance v costs s^2 / (2 v ln 2) bits, so the target is first moved
+  to T = W M (M + mu_i)^-1, mu_i = SHRINKAGE * price / (worth_i v): the paper's kernel ridge regression, with the metric
+  for its kernel. Directions that the data never use cost no bits.
+- *Step.* The quantiser works at one slope, BIT_WEIGHT squared steps a bit, so that price and metric give the step.
+- *Points.* `feedback`, in the coordinates of a dictionary that is chosen by cost; then one gain for all of them.
+
+Shapes: W (n_out, n_in * K), M (n_groups, n_in * K, n_in * K), x its transpose in dictionary coordinates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paramcompress import prices, ranks
+from paramcompress.codec import Factors, Layout, LowRank, Symbols
+from paramcompress.dictionaries.lowrank import truncated_svd
+from paramcompress.entropy import Scales
+from paramcompress.feedback import Worth, quantize_in_metric
+from paramcompress.fit import Effort
+from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
+from paramcompress.scales import DEAD_PEAK, Profile
+from paramcompress.transforms import Transform
+from paramcompress.trellis import TRELLISES
+
+SHRINKAGE = 0.15
+"""In units of price / (worth * variance). Theory for high rates says 1 / (2 ln 2) = 0.72; less is better, since the
+search for points shrinks, too (docs/calibration.md)."""
+DAMPING = 0.01
+"""Share of the metric's mean diagonal that is added to it: what a few hundred inputs say is not the whole truth."""
+N_PASSES = 4
+"""Times that every column is chosen again."""
+FLOOR = 0.01
+"""Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
+RANKS = (2, 8, 32)
+"""Of low-rank parts that are tried."""
+LEAST_SIDE = 16
+"""Shorter side below which low rank is not looked for."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the errors of one layer cost."""
+
+    rows: NDArray[np.float64]
+    """(n_out,) worth of each row, not negative."""
+    columns: NDArray[np.float64]
+    """(n_groups, n_in * K, n_in * K) second moments, the rows lying in n_groups equal runs; or only their diagonals,
+    (n_groups, n_in * K)."""
+
+    def cost(self, error: NDArray[np.floating]) -> float:
+        """Sum over rows of worth_i e_i^T M e_i, for an error (n_out, n_in * K)."""
+        return float((self.rows * self.row_costs(error)).sum())
+
+    def row_costs(self, error: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n_out,) e_i^T M e_i."""
+        grouped = error.astype(np.float64).reshape(len(self.columns), -1, error.shape[1])
+        if self.columns.ndim == 2:
+            return np.einsum("gij,gj->gi", grouped**2, self.columns).reshape(-1)
+        return ((grouped @ self.columns) * grouped).sum(-1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """All that is fixed before a layer is quantised at one price or another."""
+
+    transform: Transform
+    low_rank: LowRank | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.transform.n_bytes + (0 if self.low_rank is None else ranks.n_bytes(self.low_rank))
+
+
+class MetricFit:
+    """One layer, ready to be fitted at any price.
+
+    Args:
+        weight: (n_out, n_in * K), finite.
+        target: what is to be approximated in its place where later layers have to make good for earlier ones; the
+            dictionary is still that of the weight.
+    """
+
+    def __init__(
+        self,
+        weight: NDArray[np.float32],
+        layout: Layout,
+        metric: Metric,
+        effort: Effort,
+        *,
+        target: NDArray[np.float64] | None = None,
+        dictionary: Dictionary | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.weight, self.layout, self.effort = weight, layout, effort
+        self.target = weight.astype(np.float64) if target is None else target
+        worth = np.maximum(metric.rows, FLOOR * max(float(metric.rows.mean()), 1e-300))
+        columns = metric.columns
+        if columns.ndim == 2:
+            columns = np.stack([np.diag(diagonal) for diagonal in columns])
+        mean = float(np.einsum("gjj->", columns)) / (len(columns) * columns.shape[1])
+        self.metric = Metric(worth, columns + DAMPING * max(mean, 1e-300) * np.eye(columns.shape[1]))
+        self.dictionary, self.seed = dictionary, seed
+        self._prepared: _Coordinates | None = None
+
+    def at(self, price: float) -> Factors:
+        """Factors at `price` units of cost a bit; at the first, the dictionary is chosen that costs least there."""
+        if self.dictionary is None:
+            self.choose_dictionary(price)
+        assert self.dictionary is not None
+        if self._prepared is None:
+            self._prepared = self._coordinates(self.dictionary)
+        return self._factors(self._prepared, price, N_PASSES)
+
+    def choose_dictionary(self, price: float) -> None:
+        """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it."""
+        names = ("none", "patch", "cosine") if self.layout.takes_transform else ("none",)
+        plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
+        best = min(plain, key=lambda one: self._cost(one, price)) if len(plain) > 1 else plain[0]
+        candidates = [best, *(replace(best, low_rank=one) for one in self._low_ranks())]
+        self.dictionary = min(candidates, key=lambda one: self._cost(one, price)) if len(candidates) > 1 else best
+
+    def _cost(self, dictionary: Dictionary, price: float) -> float:
+        """About what a weight costs with that dictionary, its error and its bits together."""
+        found = self._factors(self._coordinates(dictionary), price, 0)
+        bits = 8.0 * dictionary.n_bytes
+        if (stored := found.stored) is not None and stored.scales is not None:
+            bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
+        return self.metric.cost(found.reconstruct() - self.target) + price * bits
+
+    def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
+        low_rank = dictionary.low_rank
+        rest = self.target if low_rank is None else self.target - low_rank.product()
+        return _Coordinates(dictionary, rest, self.metric)
+
+    def _low_ranks(self) -> Iterator[LowRank]:
+        """Quantised low-rank parts worth trying: nearest to the weight where its errors cost (a decomposition of the
+        weight times a root of the metric, activation-aware)."""
+        shape = self.weight.shape
+        if not self.effort.low_rank or min(shape) < LEAST_SIDE or len(self.metric.columns) > 1:
+            return
+        root = np.linalg.cholesky(self.metric.columns[0])
+        worth = np.sqrt(self.metric.rows / self.metric.rows.mean())[:, None]
+        generator = torch.Generator().manual_seed(self.seed)
+        rank = min(max(RANKS), min(shape))
+        scaled = torch.from_numpy(worth * (self.weight @ root))
+        directions, image, _ = truncated_svd(scaled, rank, generator=generator)
+        atoms = np.linalg.solve(root.T, directions.double().numpy())
+        lengths = np.linalg.norm(atoms, axis=0)
+        atoms, coefficients = atoms / lengths, image.double().numpy() / worth * lengths
+        for r in RANKS:
+            if r > min(shape) // 2:
+                return
+            left = float(np.square(self.weight - coefficients[:, :r] @ atoms[:, :r].T).mean())
+            left_part, right_part = (torch.from_numpy(one[:, :r].copy()) for one in (coefficients, atoms))
+            values = torch.from_numpy(np.linalg.norm(coefficients[:, :r], axis=0))
+            if left > 0 and bool((values > 0).all()):
+                found = ranks.quantise_factors(left_part, right_part, values, ranks.ATOM_NOISE * left)
+                if found is not None:
+                    yield found
+
+    def _factors(self, one: _Coordinates, price: float, n_passes: int) -> Factors:
+        x, metric = one.shrunk(price)
+        bits = one.worth / price  # a unit of squared error costs, for a metric of 1
+        worth = Worth(bits, metric)
+        step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(worth.pivots).mean())))
+        bits *= step**2
+        x /= step
+        trellis = TRELLISES[self.effort.n_states]
+        profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
+        by_class = min(x.shape) > 1
+        scales = profile.scales(1.0, 1.0, by_class, by_class)
+        cost = prices.cost_table()
+        symbols: Symbols | None = None
+        nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
+        for passes in () if nothing else (0, n_passes):
+            points = quantize_in_metric(x, scales, trellis, cost, worth, passes)
+            symbols = Symbols(points, scales, trellis)
+            if not points.any():
+                symbols = None
+                break
+            if passes == 0 and by_class and symbols is not None:
+                scales = self._worthwhile_classes(symbols, profile)
+            cost = prices.cost_table(prices.histogram(points, scales, trellis))
+        step = 1.0 if symbols is None else step * one.gain(points * step)
+        transform = one.dictionary.transform
+        return Factors(
+            self.layout, float(np.float32(step)), transform.name, transform.basis, one.dictionary.low_rank, symbols
+        )
+
+    def _worthwhile_classes(self, symbols: Symbols, profile: Profile) -> Scales:
+        """Classes for rows, columns, both or neither, or for columns by their place in the kernel: what saves most."""
+        period = self.layout.kernel_size
+        ways = [profile.scales(1.0, 1.0, *way) for way in itertools.product((True, False), repeat=2)]
+        if period > 1:
+            places = profile.columns.reshape(-1, period)
+            columns = np.broadcast_to(np.sqrt((places**2).mean(0)), places.shape).reshape(-1)
+            ways.append(replace(profile, columns=columns).scales(1.0, 1.0))
+
+        def n_bits(one: Scales) -> float:
+            return prices.class_bits(one, period) + prices.point_bits(symbols.points, one, symbols.trellis)
+
+        return min(ways, key=n_bits)
+
+
+class _Coordinates:
+    """Target and metric in the coordinates of a dictionary, with what shrinking at several prices has in common."""
+
+    def __init__(self, dictionary: Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
+        self.dictionary, self.worth = dictionary, metric.rows
+        self.n_groups = len(metric.columns)
+        self.metric = metric.columns
+        x = target
+        if dictionary.transform.matrix is not None:
+            basis = dictionary.transform.matrix
+            n, period = len(self.metric), len(basis)
+            x = (target.reshape(-1, period) @ np.linalg.inv(basis).T).reshape(target.shape)
+            kernels = self.metric.reshape(n, -1, period, self.metric.shape[2]).transpose(0, 1, 3, 2) @ basis
+            half = kernels.transpose(0, 1, 3, 2).reshape(self.metric.shape)
+            self.metric = (half.reshape(n, -1, period) @ basis).reshape(self.metric.shape)
+            self.metric = (self.metric + self.metric.transpose(0, 2, 1)) / 2
+        self.x = np.ascontiguousarray(x.T)
+        row_square = (x**2).mean(1)
+        self.row_square = np.maximum(row_square, 1e-4 * max(float(row_square.mean()), 1e-300))
+        columns = (x**2).mean(0)
+        self.column_square = columns / max(float(columns.mean()), 1e-300) + 1e-3
+        scale = np.sqrt(self.column_square)
+        self.values, self.vectors = np.linalg.eigh(self.metric * scale[:, None] * scale)
+
+    def shrunk(self, price: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """x (n_columns, n_rows) shrunk, and the metric with what shrinking adds to it in the mean over rows."""
+        mu = SHRINKAGE * price / (self.worth * self.row_square)
+        scale = np.sqrt(self.column_square)[:, None]
+        n_here = len(self.worth) // self.n_groups
+        out = np.empty_like(self.x)
+        for g in range(self.n_groups):
+            rows = slice(g * n_here, (g + 1) * n_here)
+            values = np.maximum(self.values[g], 1e-9 * self.values[g].max())[:, None]
+            inside = self.vectors[g].T @ (self.x[:, rows] / scale)
+            out[:, rows] = scale * (self.vectors[g] @ (inside * (values / (values + mu[rows]))))
+        mean = np.exp(np.log(mu).reshape(self.n_groups, -1).mean(1))
+        return out, self.metric + mean[:, None, None] * np.diag(1 / self.column_square)
+
+    def gain(self, found: NDArray[np.floating]) -> float:
+        """What to multiply `found` (n_columns, n_rows) with so that its error costs least."""
+        n_here = len(self.worth) // self.n_groups
+        product = square = 0.0
+        for g, metric in enumerate(self.metric):
+            rows = slice(g * n_here, (g + 1) * n_here)
+            image = metric @ found[:, rows] * self.worth[rows]
+            product += float((image * self.x[:, rows]).sum())
+            square += float((image * found[:, rows]).sum())
+        return product / square if square > 0 else 1.0

@@ -1,0 +1,468 @@
+"""Squeezing with data, end to end: half the bytes, limits held, wrong input refused, the command and its options."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_decoder
+import torch
+from helpers import raw
+from test_cli import run
+from torch import Tensor, nn
+
+import paramcompress
+from paramcompress.calibration import calibrate
+from paramcompress.codec import Layout, encode_factored
+from paramcompress.errors import CalibrationError, ConfigError
+from paramcompress.fit import EFFORTS
+from paramcompress.metric_fit import Dictionary, Metric, MetricFit
+from paramcompress.moments import SecondMoments
+from paramcompress.transforms import Transform
+from sample_models import models
+
+OUT = "out.safetensors"
+SAMPLES = Path(models.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".partial", ".tmp"))]
+
+
+def loaded(build: Any, path: str | Path) -> nn.Module:
+    model: nn.Module = build()
+    paramcompress.load_into(model, path)
+    return model
+
+
+# ------------------------------------------------------------------------------------------- one layer
+
+
+def layer_of_a_net(rng: np.random.Generator) -> tuple[np.ndarray, Metric]:
+    """A weight whose inputs lie near a few directions."""
+    x = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 40)) + 0.1 * rng.standard_normal((4000, 40))
+    return rng.standard_normal((32, 40)).astype(np.float32), Metric(np.ones(32), (x.T @ x / len(x))[None])
+
+
+def test_a_higher_price_takes_fewer_bytes_and_costs_more(rng: np.random.Generator) -> None:
+    weight, metric = layer_of_a_net(rng)
+    fit = MetricFit(weight, Layout.of(weight.shape), metric, EFFORTS["default"])
+    found = [fit.at(price) for price in (1e-4, 1e-2, 1.0)]
+    costs = [metric.cost(one.reconstruct() - weight) for one in found]
+    stored = [one.n_stored for one in found]
+    assert costs == sorted(costs)
+    assert stored == sorted(stored, reverse=True)
+
+
+@pytest.mark.parametrize("price", [1e3, 1e5, 1e9])
+def test_at_a_high_price_next_to_nothing_is_stored(price: float, rng: np.random.Generator) -> None:
+    """Rows and columns over many octaves: none of them may drag raw bits along."""
+    weight, metric = layer_of_a_net(rng)
+    weight *= np.exp2(rng.integers(-12, 3, (32, 1))) * np.exp2(rng.integers(-12, 3, 40))
+    fit = MetricFit(weight.astype(np.float32), Layout.of(weight.shape), metric, EFFORTS["default"])
+    assert len(encode_factored(fit.at(price))) < 100
+
+
+def test_directions_without_data_cost_nothing(rng: np.random.Generator) -> None:
+    """The output is right where the weight is wrong: far fewer bytes than for white inputs, at one price."""
+    weight, metric = layer_of_a_net(rng)
+    white = Metric(metric.rows, np.eye(40)[None] * np.trace(metric.columns[0]) / 40)
+    by_data, without = (
+        MetricFit(weight, Layout.of(weight.shape), one, EFFORTS["default"]).at(0.01) for one in (metric, white)
+    )
+    assert len(encode_factored(by_data)) < 0.6 * len(encode_factored(without))
+    relative = metric.cost(by_data.reconstruct() - weight) / metric.cost(weight)
+    assert relative < 0.1
+    assert np.linalg.norm(by_data.reconstruct() - weight) > 0.2 * np.linalg.norm(weight)
+
+
+@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])
+def test_every_dictionary_comes_back_to_the_weight_at_a_low_price(dictionary: str, rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((8, 4 * 9)).astype(np.float32)
+    mix = rng.standard_normal((2, 18, 18))
+    metric = Metric(np.ones(8), np.kron(np.ones((1, 1)), mix @ mix.transpose(0, 2, 1)))
+    fit = MetricFit(weight[:, :18], Layout.of((8, 2, 3, 3)), metric, EFFORTS["default"])
+    fit.dictionary = Dictionary(Transform.fitted(dictionary, weight[:, :18], fit.layout))
+    found = fit.at(1e-9)
+    assert found.transform == dictionary
+    assert np.linalg.norm(found.reconstruct() - weight[:, :18]) < 1e-3 * np.linalg.norm(weight[:, :18])
+
+
+def test_low_rank_is_found_where_it_pays(rng: np.random.Generator) -> None:
+    """Atoms are nearest in the metric: the part of the weight that the data never use is no reason for one."""
+    x = rng.standard_normal((4000, 64)) * np.where(np.arange(64) < 48, 1.0, 1e-3)
+    strong = rng.standard_normal((96, 2)) @ rng.standard_normal((2, 64)) * np.where(np.arange(64) < 48, 1.0, 0.0)
+    unused = rng.standard_normal((96, 3)) @ rng.standard_normal((3, 64)) * np.where(np.arange(64) < 48, 0.0, 9.0)
+    weight = (strong + unused + 0.1 * rng.standard_normal((96, 64))).astype(np.float32)
+    metric = Metric(np.ones(96), (x.T @ x / len(x))[None])
+    fit = MetricFit(weight, Layout.of(weight.shape), metric, EFFORTS["default"])
+    found = fit.at(0.01)
+    assert found.rank >= 2
+    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
+    fit._prepared = None
+    plain = fit.at(0.01)
+    costs = [metric.cost(one.reconstruct() - weight) + 0.08 * len(encode_factored(one)) for one in (found, plain)]
+    assert costs[0] < 0.9 * costs[1]
+
+
+# ------------------------------------------------------------------------------------------- the sample models
+
+CASES = {
+    "conv": ("conv_digits.pt", models.build_conv, models.digits_batches, models.digits_accuracy, 10_000),
+    "mlp": ("mlp_digits.pt", models.build_mlp, models.digits_batches, models.digits_accuracy, 9_000),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_data_make_up_for_bytes(name: str) -> None:
+    """At one size, far better than without data: measured on held-out images."""
+    file, build, batches, accuracy, size = CASES[name]
+    paramcompress.squeeze(SAMPLES / file, "without.safetensors", target_size=size)
+    report = paramcompress.squeeze(SAMPLES / file, OUT, target_size=size, model=build(), batches=batches())
+    assert 0.97 * size < report.bytes_after <= size
+    assert Path(OUT).stat().st_size == report.bytes_after
+    original = models.load(name)
+    images = models.digits(held_out=True)[0]
+    with torch.no_grad():
+        wanted = original(images)
+        errors = [
+            float((loaded(build, path)(images) - wanted).square().sum() / wanted.square().sum())
+            for path in ("without.safetensors", OUT)
+        ]
+    assert errors[1] < 0.5 * errors[0], errors
+    assert accuracy(loaded(build, OUT)) >= accuracy(original) - 0.02
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_text_models(name: str) -> None:
+    """Recurrent weights, attention, an embedding tied to the output, bfloat16: bits per character at one size."""
+    build, checkpoint = getattr(models, f"build_{name}"), SAMPLES / f"{name}_topics.pt"
+    size = {"gru": 42_000, "transformer": 90_000}[name]
+    paramcompress.squeeze(checkpoint, "without.safetensors", target_size=size)
+    report = paramcompress.squeeze(
+        checkpoint, OUT, target_size=size, model=build(), batches=models.topics_batches()[:2]
+    )
+    assert not any("do not reach" in note for note in report.notes), report.notes
+    without, by_data = (models.topics_bits(loaded(build, path)) for path in ("without.safetensors", OUT))
+    assert by_data < without
+
+
+def test_the_report_has_weight_and_output_errors() -> None:
+    report = paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt",
+        OUT,
+        max_output_error=0.1,
+        model=models.build_conv(),
+        batches=models.digits_batches(),
+    )
+    matrices = [one for one in report.layers if len(one.shape) > 1]
+    assert all(one.output_error is not None and 0.05 < one.output_error <= 0.1 for one in matrices)
+    assert all(one.rel_error > (one.output_error or 0) for one in matrices if one.name != "conv1.weight")
+    assert all(one.output_error is None for one in report.layers if len(one.shape) < 2)
+    assert report.target == "max_output_error 0.1"
+    values = json.loads(json.dumps(report.to_json()))
+    assert values["layers"][0]["output_error"] == report.layers[0].output_error
+    paramcompress.verify(OUT, SAMPLES / "conv_digits.pt")
+
+
+def test_the_output_error_is_the_modules_own() -> None:
+    """Against the first layer itself, run with both weights over the same images."""
+    model, batches = models.load("mlp"), models.digits_batches()
+    report = paramcompress.squeeze(model.state_dict(), OUT, max_output_error=0.1, model=model, batches=batches)
+    squeezed, x = paramcompress.load_file(OUT), torch.cat(batches).flatten(1)
+    first = report.layers[0]
+    weight = model.state_dict()[first.name]
+    change = (x @ (weight - squeezed[first.name]).T).norm() / (x @ weight.T).norm()
+    assert first.output_error == pytest.approx(float(change), rel=1e-4)
+
+
+def test_a_weight_limit_holds_where_it_is_asked_for() -> None:
+    report = paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt", OUT, max_rel_error=0.1, model=models.build_conv(), batches=models.digits_batches()
+    )
+    assert all(one.rel_error <= 0.1 for one in report.layers if len(one.shape) > 1)
+
+
+def test_settings_of_single_layers_hold() -> None:
+    report = paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt",
+        OUT,
+        target_size="20kB",
+        model=models.build_conv(),
+        batches=models.digits_batches()[:2],
+        layers={"conv2.weight": {"max_rel_error": 0.01}, "fc.weight": {"exact": True}},
+    )
+    errors = {one.name: one.rel_error for one in report.layers}
+    assert 0 < errors["conv2.weight"] <= 0.01
+    assert errors["fc.weight"] == 0
+
+
+def test_the_same_file_every_time_and_the_model_untouched() -> None:
+    model = models.build_conv().train()
+    before = copy.deepcopy(model.state_dict())
+    for name, workers in ((OUT, 1), ("again.safetensors", 3)):
+        paramcompress.squeeze(
+            SAMPLES / "conv_digits.pt",
+            name,
+            target_size=9000,
+            model=model,
+            batches=models.digits_batches()[:2],
+            workers=workers,
+        )
+    assert Path(OUT).read_bytes() == Path("again.safetensors").read_bytes()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_file_is_like_any_other() -> None:
+    """The slow reader, written from the format's page, gets the same bits out of it."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 40)).eval()
+    batches = list(torch.randn(4, 20, 3, 6, 6))
+    paramcompress.squeeze(model.state_dict(), OUT, bits_per_weight=3, model=model, batches=batches)
+    slow, fast = reference_decoder.decode_file(Path(OUT)), paramcompress.load_file(OUT)
+    for name, (_, _, bits) in slow.items():
+        assert bits == raw(fast[name]), name
+    paramcompress.expand(OUT, "back.safetensors")
+
+
+def test_layers_make_good_for_those_before_them() -> None:
+    """The control: with the same moments but no model to go through, the same bytes change the output more."""
+    model = models.load("conv")
+    calibrate(model, models.digits_batches()).save("stats.safetensors")
+    options: dict[str, Any] = {"target_size": 7000, "stats": "stats.safetensors", "force": True}
+    images = models.digits(held_out=True)[0]
+    changes = []
+    for more in ({}, {"model": model, "batches": models.digits_batches()}):
+        paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, **options, **more)
+        with torch.no_grad():
+            changes.append(float((loaded(models.build_conv, OUT)(images) - model(images)).square().sum()))
+    assert changes[1] < 0.7 * changes[0]
+
+
+def test_coarse_statistics_are_made_good_for() -> None:
+    """Mean and variance come back roughly, scale and shift so that the whole does what it did."""
+    model = nn.Sequential(nn.Linear(24, 64, bias=False), nn.BatchNorm1d(64)).eval()
+    statistics = model[1]
+    statistics.running_mean = torch.randn(64)
+    statistics.running_var = torch.rand(64) * 3 + 0.05
+    statistics.weight.data, statistics.bias.data = torch.rand(64) + 0.5, torch.randn(64)
+    batches = list(torch.randn(4, 64, 24))
+    paramcompress.squeeze(model.state_dict(), OUT, bits_per_weight=8, model=model, batches=batches)
+    back = paramcompress.load_file(OUT)
+    ratio = back["1.running_var"] / statistics.running_var
+    assert 0.05 < float((ratio - 1).abs().max()) < 3
+    slopes = [
+        state["1.weight"] / (state["1.running_var"] + statistics.eps).sqrt() for state in (model.state_dict(), back)
+    ]
+    assert float((slopes[1] / slopes[0] - 1).abs().max()) < 0.1
+    squeezed = copy.deepcopy(model)
+    paramcompress.load_into(squeezed, OUT)
+    x = torch.randn(500, 24)
+    with torch.no_grad():
+        change = (squeezed(x) - model(x)).square().mean() / model(x).var()
+    assert float(change) < 0.01
+
+
+def test_moments_in_a_file_serve_without_a_model() -> None:
+    model = models.load("conv")
+    calibrate(model, models.digits_batches()).save("stats.safetensors")
+    paramcompress.squeeze(SAMPLES / "conv_digits.pt", "without.safetensors", target_size=9000)
+    paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, target_size=9000, stats="stats.safetensors")
+    images = models.digits(held_out=True)[0]
+    with torch.no_grad():
+        wanted = model(images)
+        errors = [
+            float((loaded(models.build_conv, path)(images) - wanted).square().sum())
+            for path in ("without.safetensors", OUT)
+        ]
+    assert errors[1] < errors[0]
+
+
+def test_layers_that_data_do_not_reach_are_said() -> None:
+    class Detour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(32, 64), nn.Linear(32, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model = Detour()
+    report = paramcompress.squeeze(
+        model.state_dict(), OUT, target_size=3500, model=model, batches=[torch.randn(200, 32)]
+    )
+    assert any("do not reach unused.weight" in note for note in report.notes)
+    errors = {one.name: one.output_error for one in report.layers}
+    assert errors["used.weight"] is not None
+    assert errors["unused.weight"] is None
+
+
+def test_channels_that_never_fire_and_layers_of_zeros() -> None:
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Linear(32, 8)).eval()
+    model[0].bias.data[:20] = -100
+    model[2].weight.data[5] = 0
+    model[4].weight.data.zero_()
+    paramcompress.squeeze(model.state_dict(), OUT, bits_per_weight=6, model=model, batches=[torch.randn(300, 16)])
+    back = paramcompress.load_file(OUT)
+    assert all(torch.isfinite(value).all() for value in back.values() if value.is_floating_point())
+    assert bool((back["3.running_var"] >= 0).all())
+
+
+# ------------------------------------------------------------------------------------------- an optimizer's state
+
+
+def trained(steps: int = 200) -> tuple[nn.Module, dict[str, Any], Tensor]:
+    """A net that learnt to heed a few of its inputs, and what its trainer would save."""
+    model = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x = torch.randn(512, 24) * torch.where(torch.arange(24) < 6, 2.0, 0.05)
+    y = torch.stack([x[:, i] * x[:, i + 1] for i in range(4)], 1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+    return model.eval(), {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, x
+
+
+def test_adams_squared_gradients_tell_what_matters() -> None:
+    """Rows and columns with large squares come back better."""
+    model, checkpoint, _ = trained(1)
+    squares = checkpoint["optimizer"]["state"][0]["exp_avg_sq"]
+    rows, columns = torch.arange(48) < 24, torch.arange(24) < 12
+    squares.copy_(torch.where(rows, 1.0, 1e-2)[:, None] * torch.where(columns, 1.0, 1e-2))
+    torch.save(checkpoint, "train.pt")
+    paramcompress.squeeze("train.pt", OUT, target_size=1800, importance="optimizer")
+    error = (paramcompress.load_file(OUT)["0.weight"] - model[0].weight).detach().square()
+    assert float(error[rows].mean()) < 0.8 * float(error[~rows].mean())
+    assert float(error[:, columns].mean()) < 0.5 * float(error[:, ~columns].mean())
+
+
+def test_importances_need_an_adam() -> None:
+    model, checkpoint, _ = trained(1)
+    with pytest.raises(CalibrationError, match="no optimizer state"):
+        paramcompress.squeeze(model.state_dict(), OUT, importance="optimizer")
+    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(3, 24)).sum().backward()
+    sgd.step()
+    with pytest.raises(CalibrationError, match="keeps no squared gradients"):
+        paramcompress.squeeze({"model": model.state_dict(), "optimizer": sgd.state_dict()}, OUT, importance="optimizer")
+    checkpoint["optimizer"]["state"][0]["exp_avg_sq"] = torch.ones(3, 3)
+    with pytest.raises(CalibrationError, match="do not pair off"):
+        paramcompress.squeeze(checkpoint, OUT, importance="optimizer")
+
+
+# ------------------------------------------------------------------------------------------- wrong input
+
+
+def squeeze_conv(**options: Any) -> None:
+    paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, **options)
+
+
+def test_a_model_of_other_names_lists_them() -> None:
+    with pytest.raises(CalibrationError) as found:
+        squeeze_conv(model=models.build_mlp(), batches=models.digits_batches())
+    assert "conv1.weight (only in the checkpoint)" in str(found.value)
+    assert "and " in str(found.value)
+    assert "more" in str(found.value)
+    assert found.value.exit_code == 2
+    assert not Path(OUT).exists()
+
+
+def test_a_model_of_other_shapes_says_both() -> None:
+    model = models.load("mlp")
+    state = model.state_dict()
+    name = next(iter(state))
+    state[name] = torch.zeros(3, 3)
+    with pytest.raises(CalibrationError, match=r"\(\(3, 3\) in the checkpoint"):
+        paramcompress.squeeze(state, OUT, model=model, batches=models.digits_batches())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": models.build_conv}, "there is no data"),
+        ({"batches": models.digits_batches}, "there is no model"),
+        ({"max_output_error": 0.1}, "max_output_error without data"),
+        ({"stats": "x.safetensors", "importance": "optimizer"}, "given together"),
+        ({"importance": "momentum"}, "expected one of optimizer"),
+        ({"max_output_error": 0.1, "target_size": 10_000, "stats": "x"}, "both targets"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        squeeze_conv(**{key: value() if callable(value) else value for key, value in options.items()})
+
+
+def test_moments_of_another_model_are_refused() -> None:
+    calibrate(models.load("mlp"), models.digits_batches()).save("stats.safetensors")
+    with pytest.raises(CalibrationError, match="second moments of another model"):
+        squeeze_conv(stats="stats.safetensors")
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+USER_CODE = """
+from sample_models import models
+build, batches = models.build_conv, models.digits_batches
+def nothing(): return []
+def one_tensor(): return batches()[0]
+def with_labels(): return [(batch, batch) for batch in batches()]
+def broken(): raise OSError("no disk")
+number = 3
+"""
+
+
+@pytest.fixture
+def user_code() -> None:
+    Path("user_code.py").write_text(USER_CODE)
+
+
+def test_the_commands(user_code: None) -> None:
+    source = str(SAMPLES / "conv_digits.pt")
+    data = ("--model", "user_code:build", "--data", "user_code:batches")
+    result = run("squeeze", source, "-o", OUT, "--target-size", "9kB", *data)
+    assert result.exit_code == 0, result.stderr
+    assert "output" in result.stdout.splitlines()[0]
+    result = run("calibrate", source, *data, "-o", "stats.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["n_batches"] == 8
+    assert "conv1.weight" in SecondMoments.load("stats.safetensors")
+    result = run("squeeze", source, "-o", OUT, "--force", "--max-output-error", "0.1", "--stats", "stats.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "max_output_error 0.1" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ("user_code", "user_code:batches", "--model 'user_code' is not PKG:FN"),
+        ("no_such_module:build", "user_code:batches", "cannot import no_such_module"),
+        ("user_code:no_such", "user_code:batches", "user_code has no no_such"),
+        ("user_code:number", "user_code:batches", "is no function: number"),
+        ("user_code:nothing", "user_code:batches", "found list, expected a torch.nn.Module"),
+        ("user_code:broken", "user_code:batches", "broken() failed: OSError: no disk"),
+        ("user_code:build", "user_code:one_tensor", "found Tensor, expected an iterable of batches"),
+        ("user_code:build", "user_code:nothing", "there are no batches"),
+        (
+            "user_code:build",
+            "user_code:with_labels",
+            "batch 1 (tuple of tensor (64, 1, 8, 8), tensor (64, 1, 8, 8)) does not fit",
+        ),
+    ],
+)
+def test_wrong_names_are_one_line_and_exit_2(model: str, data: str, said: str, user_code: None) -> None:
+    result = run("squeeze", str(SAMPLES / "conv_digits.pt"), "-o", OUT, "--model", model, "--data", data)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("error: ") == 1
+    assert not Path(OUT).exists()
