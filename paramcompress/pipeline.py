@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -325,10 +326,12 @@ class SqueezedFile:
     ...     weight = file.get_tensor("fc1.weight")
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.path = Path(path)
-        self._reader = Reader(self.path)
+        self._reader = Reader(self.path, max_bytes)
         self.index = self._reader.index
+        self.expanded_bytes = self._reader.expanded_bytes
+        """Of all tensors in full, tied ones each; known from the index, before anything is decoded."""
 
     def keys(self) -> list[str]:
         """Names of all tensors, in the checkpoint's order."""
@@ -383,22 +386,28 @@ class SqueezedFile:
         self.close()
 
 
-def open_file(path: str | os.PathLike[str]) -> SqueezedFile:
+def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> SqueezedFile:
     """Open a squeezed file for reading single tensors.
+
+    Args:
+        max_bytes: what all tensors together may take, expanded; for files from strangers. Without it 4096 times the
+            file or 256 MiB, whichever is more, or what the environment variable PARAMCOMPRESS_MAX_BYTES says.
 
     Raises:
         FormatError: not a squeezed file, or damaged. CheckpointError: cannot be opened.
     """
-    return SqueezedFile(path)
+    return SqueezedFile(path, max_bytes)
 
 
-def load_file(path: str | os.PathLike[str], device: str = "cpu", workers: int = 1) -> dict[str, Tensor]:
+def load_file(
+    path: str | os.PathLike[str], device: str = "cpu", workers: int = 1, *, max_bytes: int | None = None
+) -> dict[str, Tensor]:
     """All tensors of a squeezed file by name; tied ones are one tensor.
 
-    Decoded on the CPU and moved, so that the bits are the same on every device.
+    Decoded on the CPU and moved, so that the bits are the same on every device. max_bytes as in `open_file`.
     """
     _check_device(device)
-    with open_file(path) as squeezed:
+    with open_file(path, max_bytes=max_bytes) as squeezed:
         entries = [entry for entry in squeezed.index.entries if not entry.tied]
         decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers)
         found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
@@ -470,7 +479,8 @@ def _verify(
 ) -> Report:
     """`report` with figures measured on the decoded file; `named` is what errors call it."""
     shown = named or file
-    with open_file(file) as squeezed:
+    ours = sys.maxsize if named is not None else None  # what squeeze has just written may be as tight as it likes
+    with open_file(file, max_bytes=ours) as squeezed:
         entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
         if original is not None:
             _check_same_tensors(shown, squeezed.index.entries, original)
@@ -693,7 +703,9 @@ def _stem(path: Path) -> str:
 
 
 def _default_expanded(source: Path, kind: str, squeezed_from: str) -> Path:
-    suffix = {"sharded": "", "safetensors": ".safetensors"}.get(kind, Path(squeezed_from).suffix or ".pt")
+    suffix = {"sharded": "", "safetensors": ".safetensors"}.get(kind, Path(squeezed_from).suffix)
+    if kind in ("torch", "dict") and kind_for(f"x{suffix}") != "torch":  # a stranger's file makes no .desktop or .sh
+        suffix = ".pt"
     return source.parent / f"{_stem(source)}.expanded{suffix}"
 
 
