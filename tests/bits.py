@@ -16,7 +16,6 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     **{f"{n} threads": {"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "NUMBA_NUM_THREADS": n} for n in "124"},
     **{f"ATEN_CPU_CAPABILITY={name}": {"ATEN_CPU_CAPABILITY": name} for name in ("default", "avx2", "avx512")},
     "loops for any processor": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
-    "loops not compiled": {"NUMBA_DISABLE_JIT": "1"},
 }
 """What may differ between two machines, as far as one machine can play it."""
 
