@@ -16,7 +16,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from paramcompress.errors import (
     ParamCompressError,
     UnsupportedFormatError,
 )
+from paramcompress.scratch import Scratch, sweep
 from paramcompress.units import parse_size
 
 FORMAT = 1
@@ -124,11 +124,12 @@ class Writer:
         self._pool = bytearray()
         self._exact: dict[int, bytearray] = {}
         self._payload: IO[bytes]
-        self._scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        self._scratch = Scratch(path)
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with _writing(self.path):
-            _sweep(self.path)
+            sweep(self.path)
             # its blocks are freed by the system whatever happens to this process
             self._payload = tempfile.TemporaryFile(dir=self.path.parent)
         return self
@@ -137,7 +138,7 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._payload.close()
-        self._scratch.unlink(missing_ok=True)
+        self._held.close()
 
     def add(self, entry: Entry, stream: bytes | memoryview, item_bytes: int) -> None:
         """Take a tensor's stream to where entry.home says; for EXACT_POOLED, stream is the tensor's raw bytes."""
@@ -150,7 +151,7 @@ class Writer:
             self._exact.setdefault(item_bytes, bytearray()).extend(stream)
 
     def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
-        """Write pools, index and header, to `scratch` unless the file is not to be kept; returns its bytes."""
+        """Write pools, index and header, to the file `scratch` unless the file is not to be kept; returns its bytes."""
         for item_bytes, raw in sorted(self._exact.items()):
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
         if self._pool:
@@ -164,12 +165,11 @@ class Writer:
             self._payload.write(tail)
             n_payload = self._payload.tell()
             if keep:
-                with self._scratch.open("wb") as out:
+                self._held.enter_context(self._scratch)
+                with self._scratch.path.open("wb") as out:
                     out.write(header)
                     self._payload.seek(0)
                     shutil.copyfileobj(self._payload, out, 1 << 20)
-                    out.flush()
-                    os.fsync(out.fileno())
         return len(header) + n_payload
 
     def part_bytes(self, entry: Entry) -> int:
@@ -183,19 +183,13 @@ class Writer:
 
     @property
     def scratch(self) -> Path:
-        """The finished file before it is put in place; what is to be verified."""
-        return self._scratch
+        """The finished file, kept, before it is put in place; what is to be verified."""
+        return self._scratch.path
 
     def publish(self) -> None:
         """Rename the finished file to its place, and make that last."""
         with _writing(self.path):
-            self._scratch.replace(self.path)
-            with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            self._scratch.publish()
 
     def _write_part(self, name: str, stream: bytes | bytearray | memoryview) -> None:
         with _writing(self.path):
@@ -210,28 +204,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed runs left beside `path`: scratch files of processes that live no longer."""
-    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*.partial"):
-        found = re.fullmatch(r"(\d+)-\d+", leftover.name[len(path.name) + 2 : -len(".partial")])
-        if found and not _is_alive(int(found[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def _glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _header(parts: list[tuple[str, int]]) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -41,6 +40,7 @@ from paramcompress.errors import (
 )
 from paramcompress.fit import EFFORTS, Effort
 from paramcompress.records import LayerReport, Progress, Report
+from paramcompress.scratch import Scratch
 from paramcompress.units import parse_size
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -306,16 +306,16 @@ def expand(
                 tell(info)
             return ahead.pop(name)
 
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            write_checkpoint(scratch, index.tree, infos, load, kind=kind)
-            _replace(scratch, target)
+            with Scratch(target, folder=(kind or index.kind) == "sharded") as scratch:
+                write_checkpoint(scratch.path, index.tree, infos, load, kind=kind)
+                scratch.publish()
+        except OSError as error:
+            raise OutputError(target, f"cannot be written: {error.strerror}") from error
         except ValueError as error:
             if isinstance(error, ParamCompressError):
                 raise
             raise FormatError(source, f"damaged: {error}") from error
-        finally:
-            _remove(scratch)
     return target
 
 
@@ -707,23 +707,3 @@ def _default_expanded(source: Path, kind: str, squeezed_from: str) -> Path:
     if kind in ("torch", "dict") and kind_for(f"x{suffix}") != "torch":  # a stranger's file makes no .desktop or .sh
         suffix = ".pt"
     return source.parent / f"{_stem(source)}.expanded{suffix}"
-
-
-def _replace(scratch: Path, target: Path) -> None:
-    """Put a finished file or folder in its place."""
-    try:
-        aside = scratch.with_suffix(".old")
-        if target.is_dir():
-            target.rename(aside)
-        scratch.replace(target)
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(target, f"cannot be written: {error.strerror}") from error
-
-
-def _remove(scratch: Path) -> None:
-    if scratch.is_dir():
-        shutil.rmtree(scratch, ignore_errors=True)
-    else:
-        scratch.unlink(missing_ok=True)
