@@ -55,7 +55,7 @@ def read_squeezed(path: Path, most_bytes: int | None = None, *, thorough: bool =
         anatomy.examine(path)
     if bad is not None:
         raise bad
-    paramcompress.expand(path, path.with_name("expanded"), force=True)
+    paramcompress.expand(path, path.with_name(f"expanded {file.index.kind}"), force=True)
 
 
 def read_checkpoint(path: Path) -> None:
