@@ -5,7 +5,8 @@
     python benchmarks/guarantees.py --only mutations --resume    # go on where an earlier run was stopped
 
 Mutated files are read in pieces, each in a process of its own: a crash of a compiled loop ends that process and is
-counted with the number of the file, which makes the file again. Each piece ends with a trace where one file takes longer
+counted with the number of the file, which makes the file again. Each piece ends with a trace where one file takes
+longer
 than SLOWEST_S, may not map more than ROOM_BYTES beyond what reading the honest files took, and counts a violation where
 its resident memory grows by more than the allowance of its kind.
 

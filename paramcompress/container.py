@@ -137,7 +137,8 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._payload.close()
+        with contextlib.suppress(OSError):  # what is still to be written does not matter, also where the disk is full
+            self._payload.close()
         self._held.close()
 
     def add(self, entry: Entry, stream: bytes | memoryview, item_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """Where an output is made before it is put in its place: beside it, so that putting it there is one rename.
 
-Knows nothing of what is written. A scratch file or folder is locked as long as its process lives, whatever the number of
-that process in whichever container: so a later run tells what a killed one has left from what another is still making.
+Knows nothing of what is written. A scratch file or folder is locked as long as its process lives, whatever the number
+of that process in whichever container: so a later run tells what a killed one has left from what another still makes.
 """
 
 from __future__ import annotations

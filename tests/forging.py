@@ -1,5 +1,5 @@
-"""Files made wrong on purpose, so that what is wrong gets past the checksums: taken apart, changed in one place, and put
-together again with every checksum right. For squeezed files, torch files, safetensors files and sharded folders.
+"""Files made wrong on purpose, so that what is wrong gets past the checksums: taken apart, changed in one place, and
+put together again with every checksum right. For squeezed files, torch files, safetensors files and sharded folders.
 
 Every function takes its random numbers from a generator, so that a number names a file.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import pickle
 import pickletools
@@ -75,20 +76,25 @@ class Forged:
 # ------------------------------------------------------------------------------------------- values
 
 NUMBERS = (
-    0, 1, -1, 2, 3, 7, 8, 16, 17, 127, 128, 255, 256, 257, 1000, 4096, 65535, 65536, 1 << 20, 1 << 24, 1 << 30, (1 << 31) - 1,
+    0, 1, -1, 2, 3, 7, 8, 16, 17, 127, 128, 255, 256, 257, 1000, 4096, 65535, 65536, 1 << 20, 1 << 24, 1 << 30,
+    (1 << 31) - 1,
     1 << 31, 1 << 32, 1 << 40, 1 << 50, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 70, 10**400,
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
-    *NUMBERS, None, True, False, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), "", "w", "exact", "factored", "torch",
-    "sharded", "safetensors", "dict", "../x", "/etc/passwd", "a\0b", "\ud800", "x" * 300, "..", "float32", "float64", "int64",
-    "bool", "complex128", "float8_e4m3fn", "strided", "same_as", "items", "__class__", [], {}, [[]], [0], [None], ["t", 0],
+    *NUMBERS, None, True, False, 0.5, -0.0, 1e308, 1e-320, float("nan"), float("inf"), "", "w", "exact", "factored",
+    "torch",
+    "sharded", "safetensors", "dict", "../x", "/etc/passwd", "a\0b", "\ud800", "x" * 300, "..", "float32", "float64",
+    "int64",
+    "bool", "complex128", "float8_e4m3fn", "strided", "same_as", "items", "__class__", [], {}, [[]], [0], [None],
+    ["t", 0],
     ["dict"], ["list"], ["t", "w"], ["set", ["list"]], {"a": 1}, ["call", "pathlib.Path", ["tuple", "x"], None, None],
     ["class", "builtins.list"], ["attributes", ["odict"], ["dict", "items", 5]], ["float", "nan"], ["int", "0xff"],
     ["size", -1], ["size", 1 << 70], ["counter", "a", "b"], ["dtype", "float7"], ["device", "nowhere"], ["bytes", "?"],
     ["sparse", ["tuple", "sparse_coo", ["size", 2, 2], True], ["dict", "indices", ["t", 0], "values", ["t", 0]]],
     ["quantized", ["tuple", 0.5, 1], ["dict", "int_repr", ["t", 0]]], ["parameter", ["t", 0], True], ["complex", 1, 2],
 )  # fmt: skip
-"""What a hostile JSON may hold in place of an honest value: edges of every kind of number, wrong kinds, nodes of trees."""
+"""What a hostile JSON may hold in place of an honest value: edges of every kind of number, wrong kinds, nodes of
+trees."""
 
 
 def mutate_bytes(rng: np.random.Generator, data: bytes) -> bytes:
@@ -233,7 +239,7 @@ def unzip(data: bytes) -> tuple[bytes, dict[str, bytes]]:
 def mutate_pickle(rng: np.random.Generator, data: bytes) -> bytes:
     """A pickle with operations doubled, taken away, exchanged, or with another argument; still one after another."""
     steps = [at for _, _, at in pickletools.genops(data)] + [len(data)]
-    pieces = [data[first:end] for first, end in zip(steps[:-1], steps[1:], strict=True)]
+    pieces = [data[first:end] for first, end in itertools.pairwise(steps)]
     for _ in range(int(rng.integers(1, 4))):
         i, j = rng.integers(1, max(len(pieces) - 1, 2), 2).tolist()
         kind = int(rng.integers(0, 7))
@@ -259,14 +265,17 @@ def pickle_number(value: int) -> bytes:
     return pickle.dumps(value, 2)[2:-1]
 
 
-OPERATIONS = (b"R", b"b", b"\x81", b"Q", b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"e", b"s", b"u", b"a", b"]", b"}", b")", b"N",
-              b"\x88", b"\x85", b"\x86", b"\x87", b"h\x00", b"h\x01", b"q\x00", b"\x8f", b"\x90", b"\x91", b"\x92", b"\x93",
+OPERATIONS = (b"R", b"b", b"\x81", b"Q", b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"e", b"s", b"u", b"a", b"]",
+b"}", b")", b"N",
+              b"\x88", b"\x85", b"\x86", b"\x87", b"h\x00", b"h\x01", b"q\x00", b"\x8f", b"\x90", b"\x91", b"\x92",
+              b"\x93",
               b"\x94", b"\x95", b"o", b"X\x05\x00\x00\x00items", b"\x8e", b"\x96")  # fmt: skip
 """Most operations of a pickle, protocol 4's and 5's among them."""
 GLOBALS = tuple(
     f"c{name.replace(' ', chr(10))}\n".encode()
     for name in (
-        "torch Tensor", "torch FloatTensor", "torch FloatStorage", "torch LongStorage", "torch UntypedStorage", "torch Size",
+        "torch Tensor", "torch FloatTensor", "torch FloatStorage", "torch LongStorage", "torch UntypedStorage",
+        "torch Size",
         "torch device", "torch float64", "torch.nn.parameter Parameter", "torch._utils _rebuild_tensor",
         "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter",
         "torch._utils _rebuild_sparse_tensor", "torch._utils _rebuild_qtensor", "torch._utils _rebuild_nested_tensor",
@@ -275,7 +284,8 @@ GLOBALS = tuple(
         "torch._tensor _rebuild_from_type_v2", "torch.serialization _get_layout", "torch.storage TypedStorage",
         "collections OrderedDict", "collections Counter", "collections defaultdict", "collections deque",
         "builtins set", "__builtin__ set", "builtins bytearray", "builtins getattr", "builtins eval", "os system",
-        "_codecs encode", "numpy ndarray", "numpy dtype", "numpy.core.multiarray scalar", "numpy._core.multiarray _reconstruct",
+        "_codecs encode", "numpy ndarray", "numpy dtype", "numpy.core.multiarray scalar",
+        "numpy._core.multiarray _reconstruct",
         "pathlib Path", "argparse Namespace", "datetime datetime", "torch.jit load", "torch load",
     )
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Tensors of every shape, dtype and kind of value, each named by a number, and what has to hold when they are squeezed."""
+"""Tensors of every shape, dtype and kind of value, each named by a number, and what has to hold when they are
+squeezed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ SLACK_BYTES = 128
 """What the index may say of one tensor; beside it a file has at most FILE_SLACK_BYTES of its own."""
 FILE_SLACK_BYTES = 1024
 VALUES = (
-    "gaussian", "constant", "tiny", "huge", "denormal", "outlier", "zero", "sparse", "nan", "infinite", "low rank", "scales",
+    "gaussian", "constant", "tiny", "huge", "denormal", "outlier", "zero", "sparse", "nan", "infinite", "low rank",
+    "scales",
     "integers", "negative zero", "heavy tails", "one nonzero",
 )  # fmt: skip
 
@@ -78,8 +80,8 @@ def _values(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.n
 def violations(numbers: range, folder: Path) -> list[str]:
     """Squeeze the tensors of these numbers into one file, expand it, and say what does not hold; ideally nothing.
 
-    Held are: dtype, shape, the limit on the relative error, the error that the file states, bits of all that is no float
-    or not finite or has the limit 0, and the size.
+    Held are: dtype, shape, the limit on the relative error, the error that the file states, bits of all that is no
+    float or not finite or has the limit 0, and the size.
     """
     tensors = {str(number): generated(number) for number in numbers}
     rng = np.random.default_rng((8, numbers.start))

@@ -89,7 +89,7 @@ def trainer(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def squeezed_files(folder: Path, rng: np.random.Generator) -> list[Path]:
-    """Small squeezed files that together hold every codec, dictionary, home, kind and node; the golden ones among them."""
+    """Small squeezed files that together hold every codec, dictionary, home, kind and node."""
     made = []
 
     def squeeze(name: str, source: Any, **options: Any) -> None:

@@ -1,7 +1,7 @@
 """Squeezed files from a stranger: nothing foreign is raised, nothing large is allocated, nothing is written elsewhere.
 
-Headers, tables and indices that make no sense are in test_container.py, torch files in test_pickles.py. What a longer run
-of the mutations here has found has a test with its name.
+Headers, tables and indices that make no sense are in test_container.py, torch files in test_pickles.py. What a
+longer run of the mutations here has found has a test with its name.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ BOMBS = {
 def test_zstd_bombs_in_the_index(kind: str, forged: Forged, tmp_path: Path) -> None:
     forged.index_frame = BOMBS[kind]
     (tmp_path / "a").write_bytes(forged.build())
-    with pytest.raises(FormatError, match="claims|more values|damaged"):
+    with pytest.raises(FormatError, match=r"claims|more values|damaged"):
         Reader(tmp_path / "a")
 
 
