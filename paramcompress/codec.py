@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ PATCH_SCALE = 128
 COSINE_SCALE = 128
 MOST_KERNEL = 256
 """Largest K that a transform is offered for: its matrix is multiplied with every kernel."""
+MOST_KERNEL_AXES = 8
+"""Axes of a kernel that a transform is offered for: the cosine basis of 9 does not fit 64 bits."""
 LARGEST_KERNEL_AXIS = 16
 """The last of three axes is a kernel up to this length; above, the tensor is a stack of matrices."""
 _TILE_ROWS, _TILE_COLUMNS = 128, 16
@@ -80,7 +82,11 @@ class Layout:
 
     @property
     def takes_transform(self) -> bool:
-        return 1 < self.kernel_size <= MOST_KERNEL and self.n_columns % self.kernel_size == 0
+        return (
+            len(self.kernel) <= MOST_KERNEL_AXES
+            and 1 < self.kernel_size <= MOST_KERNEL
+            and self.n_columns % self.kernel_size == 0
+        )
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ class Factors:
         return out
 
 
-@cache
+@lru_cache(maxsize=16)
 def _cosine_integers(kernel: tuple[int, ...]) -> tuple[NDArray[np.float64], int]:
     """`Factors.basis_matrix` of the cosine transform, the same for all layers with such kernels."""
     integers = cosine_basis(kernel, COSINE_SCALE).numpy().astype(np.float64)
@@ -411,7 +417,7 @@ def decode_exact(stream: bytes | memoryview, n_bytes: int, item_bytes: int) -> b
         found = zstandard.get_frame_parameters(stream).content_size
         if found != n_bytes:
             raise ValueError(f"{found} bytes, expected {n_bytes}")
-        planes = zstandard.ZstdDecompressor().decompress(stream) if n_bytes else b""
+        planes = zstandard.ZstdDecompressor().decompress(stream, allow_extra_data=False) if n_bytes else b""
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
     if len(planes) != n_bytes:

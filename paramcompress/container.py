@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -29,7 +29,16 @@ from typing import IO, Any, Self
 import zstandard
 
 from paramcompress.codec import decode_exact, encode_exact
-from paramcompress.errors import CheckpointError, FormatError, OutputError, UnsupportedFormatError
+from paramcompress.errors import (
+    CheckpointError,
+    ConfigError,
+    FormatError,
+    OutputError,
+    ParamCompressError,
+    UnsupportedFormatError,
+)
+from paramcompress.scratch import Scratch, sweep
+from paramcompress.units import parse_size
 
 FORMAT = 1
 METADATA_KEY = "paramcompress"
@@ -44,9 +53,19 @@ SMALL_EXACT_BYTES = 65536
 MOST_HEADER_BYTES = 100_000_000
 """The limit that safetensors itself sets."""
 MOST_EXPANSION = 1 << 16
-"""An index or pool claims at most this many bytes for each of its own: nothing honest compresses better."""
+"""An exact stream or pool claims at most this many bytes for each of its own: nothing honest compresses better."""
+MOST_INDEX_BYTES, MOST_INDEX_NODES = 1 << 26, 1 << 22
+"""Text and values of an index, whatever its own size; a larger one may have a thousand bytes and 64 values for each of
+its own. What a checkpoint keeps beside its tensors is less (`checkpoint.tree`), and a tensor adds 4 bytes that do not
+compress, its hash."""
+MAY_ALWAYS_CLAIM_BYTES, MOST_TIMES_THE_FILE = 1 << 28, 4096
+"""All tensors of a file together, expanded: this much, or so many times its own bytes where that is more. Few bytes of
+factors may stand for any number of zeros, so no check of a stream can replace this limit."""
+LIMIT_VARIABLE = "PARAMCOMPRESS_MAX_BYTES"
+"""Environment variable that sets another limit on the expanded bytes."""
 OWN, POOLED, EXACT_POOLED, SAME = range(4)
 """Homes of a tensor's stream: a part of its own, the pool, an exact pool, or that of another tensor."""
+_KINDS = ("torch", "safetensors", "sharded", "dict")
 _CRC_BYTES = 4
 _INDEX_LEVEL = 15
 
@@ -105,11 +124,12 @@ class Writer:
         self._pool = bytearray()
         self._exact: dict[int, bytearray] = {}
         self._payload: IO[bytes]
-        self._scratch = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        self._scratch = Scratch(path)
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with _writing(self.path):
-            _sweep(self.path)
+            sweep(self.path)
             # its blocks are freed by the system whatever happens to this process
             self._payload = tempfile.TemporaryFile(dir=self.path.parent)
         return self
@@ -117,8 +137,9 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._payload.close()
-        self._scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is still to be written does not matter, also where the disk is full
+            self._payload.close()
+        self._held.close()
 
     def add(self, entry: Entry, stream: bytes | memoryview, item_bytes: int) -> None:
         """Take a tensor's stream to where entry.home says; for EXACT_POOLED, stream is the tensor's raw bytes."""
@@ -131,7 +152,7 @@ class Writer:
             self._exact.setdefault(item_bytes, bytearray()).extend(stream)
 
     def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
-        """Write pools, index and header, to `scratch` unless the file is not to be kept; returns its bytes."""
+        """Write pools, index and header, to the file `scratch` unless the file is not to be kept; returns its bytes."""
         for item_bytes, raw in sorted(self._exact.items()):
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
         if self._pool:
@@ -145,12 +166,11 @@ class Writer:
             self._payload.write(tail)
             n_payload = self._payload.tell()
             if keep:
-                with self._scratch.open("wb") as out:
+                self._held.enter_context(self._scratch)
+                with self._scratch.path.open("wb") as out:
                     out.write(header)
                     self._payload.seek(0)
                     shutil.copyfileobj(self._payload, out, 1 << 20)
-                    out.flush()
-                    os.fsync(out.fileno())
         return len(header) + n_payload
 
     def part_bytes(self, entry: Entry) -> int:
@@ -164,19 +184,13 @@ class Writer:
 
     @property
     def scratch(self) -> Path:
-        """The finished file before it is put in place; what is to be verified."""
-        return self._scratch
+        """The finished file, kept, before it is put in place; what is to be verified."""
+        return self._scratch.path
 
     def publish(self) -> None:
         """Rename the finished file to its place, and make that last."""
         with _writing(self.path):
-            self._scratch.replace(self.path)
-            with contextlib.suppress(OSError):  # not every file system lets a folder be opened
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            self._scratch.publish()
 
     def _write_part(self, name: str, stream: bytes | bytearray | memoryview) -> None:
         with _writing(self.path):
@@ -191,28 +205,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed runs left beside `path`: scratch files of processes that live no longer."""
-    for leftover in path.parent.glob(f".{_glob_escape(path.name)}.*.partial"):
-        found = re.fullmatch(r"(\d+)-\d+", leftover.name[len(path.name) + 2 : -len(".partial")])
-        if found and not _is_alive(int(found[1])):
-            leftover.unlink(missing_ok=True)
-
-
-def _glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _header(parts: list[tuple[str, int]]) -> bytes:
@@ -279,16 +271,19 @@ def _pack_index(index: Index) -> bytes:
 def _unpack_index(packed: bytes) -> Index:
     """Inverse of `_pack_index`; ValueError for anything that it would not write."""
     n_bytes = zstandard.get_frame_parameters(packed).content_size
-    if n_bytes > MOST_EXPANSION * len(packed):
+    if n_bytes > max(MOST_INDEX_BYTES, 1024 * len(packed)):
         raise ValueError(f"claims {n_bytes} bytes")
-    text = zstandard.ZstdDecompressor(dict_data=_phrase_book()).decompress(packed)
-    whole = json.loads(text.decode("utf-8", "surrogatepass"))
+    text = zstandard.ZstdDecompressor(dict_data=_phrase_book()).decompress(packed, allow_extra_data=False)
+    if sum(map(text.count, (b",", b"[", b"{"))) > max(MOST_INDEX_NODES, 64 * len(packed)):
+        raise ValueError("more values than a checkpoint has")
+    whole = json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_finite, parse_float=_finite)
     n = whole["n"]
-    if type(n) is not int or not 0 <= n <= len(text):
-        raise ValueError(f"{n} tensors")
     columns = dict(whole["entries"])
+    if type(n) is not int or n != len(columns["name"] if n else []):
+        raise ValueError(f"{n} tensors")
     for field in fields(Entry):
-        values = columns.setdefault(field.name, [_DEFAULTS.get(field.name)] * n)
+        values = columns[field.name] if field.name in columns else [_DEFAULTS.get(field.name)] * n
+        columns[field.name] = values
         if len(values) != n:
             raise ValueError(f"{len(values)} values of {field.name} for {n} tensors")
     entries = []
@@ -298,13 +293,36 @@ def _unpack_index(packed: bytes) -> Index:
         entries.append(_checked(Entry(**values)))
     if len({entry.name for entry in entries}) != n:
         raise ValueError("a name stands twice")
-    about = whole["about"]
+    if whole["kind"] not in _KINDS:
+        raise ValueError(f"a checkpoint of kind {str(whole['kind'])[:80]!r}")
+    return Index(tuple(entries), whole["kind"], whole["tree"], _checked_about(whole["about"]))
+
+
+def _finite(text: str) -> float:
+    """A number of the index: no infinity and no NaN, which no other JSON may hold."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} for a number")
+    return number
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _checked_about(about: Any) -> dict[str, Any]:
+    """`about` if what is read of it has its kinds; ValueError otherwise."""
     if not isinstance(about, dict):
         raise ValueError("nothing is said about the file")
-    for key, kind in (("target", str), ("n_weights", int), ("bytes_before", int), ("settings", dict)):
-        if not isinstance(about.get(key), kind):
-            raise ValueError(f"nothing usable is said about {key}")
-    return Index(tuple(entries), whole["kind"], whole["tree"], about)
+    notes, layer_notes = about.get("notes", []), about.get("layer_notes", {})
+    texts = [about.get("target"), about.get("source", "")]
+    if not isinstance(notes, list) or not isinstance(layer_notes, dict) or not isinstance(about.get("settings"), dict):
+        raise ValueError("nothing usable is said about settings or notes")
+    if not all(isinstance(text, str) for text in (*texts, *notes, *layer_notes.values())):
+        raise ValueError("nothing usable is said about source, target or notes")
+    if not all(_is_count(about.get(key)) for key in ("n_weights", "bytes_before")):
+        raise ValueError("nothing usable is said about n_weights or bytes_before")
+    return about
 
 
 def _checked(entry: Entry) -> Entry:
@@ -313,10 +331,12 @@ def _checked(entry: Entry) -> Entry:
     words = (entry.name, entry.dtype, entry.codec, entry.dictionary)
     if (
         not all(isinstance(word, str) for word in words)
-        or not all(type(number) is int and 0 <= number < 1 << 62 for number in whole)
-        or not all(isinstance(number, int | float) for number in (entry.density, entry.rel_error))
+        or not all(map(_is_count, whole))
+        or not all(
+            isinstance(number, int | float) and 0 <= number < 1e300 for number in (entry.density, entry.rel_error)
+        )
         or entry.home not in (OWN, POOLED, EXACT_POOLED, SAME)
-        or (entry.home == SAME) != isinstance(entry.same_as, str)
+        or not (isinstance(entry.same_as, str) if entry.home == SAME else entry.same_as is None)
         or len(entry.shape) > 64
     ):
         raise ValueError(f"entry {entry.name!r} makes no sense")
@@ -329,20 +349,24 @@ def _checked(entry: Entry) -> Entry:
 class Reader:
     """An open squeezed file. Reads from several threads at once.
 
+    Args:
+        max_bytes: what all tensors together may take, expanded; None for LIMIT_VARIABLE or else the limit that comes
+            with the file's own size.
+
     Raises:
         FormatError: not a squeezed file, cut short, extended, or damaged; UnsupportedFormatError where it is only
             newer. CheckpointError: it cannot be opened at all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self.path = path
         try:
             self._file = path.open("rb")
         except OSError as error:
             raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
         try:
-            self._open()
-        except FormatError:
+            self._open(max_bytes)
+        except ParamCompressError:
             self._file.close()
             raise
         except (
@@ -357,7 +381,7 @@ class Reader:
             self._file.close()
             raise FormatError(path, f"damaged: {error}") from error
 
-    def _open(self) -> None:
+    def _open(self, max_bytes: int | None) -> None:
         size = os.fstat(self._file.fileno()).st_size
         head = self._pread(8, 0)
         n_header = int.from_bytes(head, "little")
@@ -377,10 +401,27 @@ class Reader:
         if zlib.crc32(head + text).to_bytes(_CRC_BYTES, "little") != tail[-_CRC_BYTES:]:
             raise FormatError(self.path, "damaged: the header does not match its checksum")
         self.index = _unpack_index(bytes(tail[:-_CRC_BYTES]))
+        self.expanded_bytes = sum(map(self._expanded_bytes, self.index.entries))
+        most = _most_bytes(size) if max_bytes is None else max_bytes
+        if self.expanded_bytes > most:
+            raise FormatError(
+                self.path,
+                f"claims {self.expanded_bytes:,} bytes of tensors, more than the {most:,} that are allowed",
+                hint=f"if you trust the file, set {LIMIT_VARIABLE}, such as {LIMIT_VARIABLE}=64GB",
+            )
         self.entries = {entry.name: entry for entry in self.index.entries}
         self._places = self._find_places()
         self._exact: dict[int, bytes] = {}
         self._lock = threading.Lock()
+
+    def _expanded_bytes(self, entry: Entry) -> int:
+        """Of a tensor in full, tied or not, since a file without ties repeats it. Axes of length 0 count as 1: a
+        decoder takes memory for the others."""
+        try:
+            item_bytes = item_bytes_of(entry.dtype)
+        except ValueError as error:
+            raise FormatError(self.path, str(error), tensor=entry.name, hint="a newer torch may have it") from error
+        return math.prod(max(size, 1) for size in entry.shape) * item_bytes
 
     def _find_places(self) -> dict[str, tuple[int, int]]:
         """Part of each pooled tensor's item size, and offset in it. Checks that index and parts tell the same story."""
@@ -489,7 +530,7 @@ def is_squeezed(path: Path) -> bool:
             if not 2 <= n_header <= MOST_HEADER_BYTES:
                 return False
             return METADATA_KEY in json.loads(file.read(n_header)).get("__metadata__", {})
-    except (OSError, ValueError, AttributeError, RecursionError, MemoryError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
         return False
 
 
@@ -498,6 +539,17 @@ def item_bytes_of(dtype: str) -> int:
     from paramcompress.checkpoint.records import torch_dtype
 
     return torch_dtype(dtype).itemsize
+
+
+def _most_bytes(file_bytes: int) -> int:
+    """What all tensors of a file of that size may take, expanded. ConfigError for a limit that makes no sense."""
+    given = os.environ.get(LIMIT_VARIABLE)
+    if not given:
+        return max(MAY_ALWAYS_CLAIM_BYTES, MOST_TIMES_THE_FILE * file_bytes)
+    try:
+        return parse_size(given)
+    except ValueError as error:
+        raise ConfigError(f"{LIMIT_VARIABLE}: {error}") from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

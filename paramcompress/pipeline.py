@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +40,7 @@ from paramcompress.errors import (
 )
 from paramcompress.fit import EFFORTS, Effort
 from paramcompress.records import Calibration, LayerReport, Progress, Report
+from paramcompress.scratch import Scratch
 from paramcompress.units import parse_size
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -389,16 +390,16 @@ def expand(
                 tell(info)
             return ahead.pop(name)
 
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            write_checkpoint(scratch, index.tree, infos, load, kind=kind)
-            _replace(scratch, target)
+            with Scratch(target, folder=(kind or index.kind) == "sharded") as scratch:
+                write_checkpoint(scratch.path, index.tree, infos, load, kind=kind)
+                scratch.publish()
+        except OSError as error:
+            raise OutputError(target, f"cannot be written: {error.strerror}") from error
         except ValueError as error:
             if isinstance(error, ParamCompressError):
                 raise
             raise FormatError(source, f"damaged: {error}") from error
-        finally:
-            _remove(scratch)
     return target
 
 
@@ -409,10 +410,12 @@ class SqueezedFile:
     ...     weight = file.get_tensor("fc1.weight")
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         self.path = Path(path)
-        self._reader = Reader(self.path)
+        self._reader = Reader(self.path, max_bytes)
         self.index = self._reader.index
+        self.expanded_bytes = self._reader.expanded_bytes
+        """Of all tensors in full, tied ones each; known from the index, before anything is decoded."""
 
     def keys(self) -> list[str]:
         """Names of all tensors, in the checkpoint's order."""
@@ -467,22 +470,28 @@ class SqueezedFile:
         self.close()
 
 
-def open_file(path: str | os.PathLike[str]) -> SqueezedFile:
+def open_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> SqueezedFile:
     """Open a squeezed file for reading single tensors.
+
+    Args:
+        max_bytes: what all tensors together may take, expanded; for files from strangers. Without it 4096 times the
+            file or 256 MiB, whichever is more, or what the environment variable PARAMCOMPRESS_MAX_BYTES says.
 
     Raises:
         FormatError: not a squeezed file, or damaged. CheckpointError: cannot be opened.
     """
-    return SqueezedFile(path)
+    return SqueezedFile(path, max_bytes)
 
 
-def load_file(path: str | os.PathLike[str], device: str = "cpu", workers: int = 1) -> dict[str, Tensor]:
+def load_file(
+    path: str | os.PathLike[str], device: str = "cpu", workers: int = 1, *, max_bytes: int | None = None
+) -> dict[str, Tensor]:
     """All tensors of a squeezed file by name; tied ones are one tensor.
 
-    Decoded on the CPU and moved, so that the bits are the same on every device.
+    Decoded on the CPU and moved, so that the bits are the same on every device. max_bytes as in `open_file`.
     """
     _check_device(device)
-    with open_file(path) as squeezed:
+    with open_file(path, max_bytes=max_bytes) as squeezed:
         entries = [entry for entry in squeezed.index.entries if not entry.tied]
         decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers)
         found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
@@ -560,7 +569,8 @@ def _verify(
         guided: what data say, where they had a say.
     """
     shown = named or file
-    with open_file(file) as squeezed:
+    ours = sys.maxsize if named is not None else None  # what squeeze has just written may be as tight as it likes
+    with open_file(file, max_bytes=ours) as squeezed:
         entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
         if original is not None:
             _check_same_tensors(shown, squeezed.index.entries, original)
@@ -796,25 +806,7 @@ def _stem(path: Path) -> str:
 
 
 def _default_expanded(source: Path, kind: str, squeezed_from: str) -> Path:
-    suffix = {"sharded": "", "safetensors": ".safetensors"}.get(kind, Path(squeezed_from).suffix or ".pt")
+    suffix = {"sharded": "", "safetensors": ".safetensors"}.get(kind, Path(squeezed_from).suffix)
+    if kind in ("torch", "dict") and kind_for(f"x{suffix}") != "torch":  # a stranger's file makes no .desktop or .sh
+        suffix = ".pt"
     return source.parent / f"{_stem(source)}.expanded{suffix}"
-
-
-def _replace(scratch: Path, target: Path) -> None:
-    """Put a finished file or folder in its place."""
-    try:
-        aside = scratch.with_suffix(".old")
-        if target.is_dir():
-            target.rename(aside)
-        scratch.replace(target)
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(target, f"cannot be written: {error.strerror}") from error
-
-
-def _remove(scratch: Path) -> None:
-    if scratch.is_dir():
-        shutil.rmtree(scratch, ignore_errors=True)
-    else:
-        scratch.unlink(missing_ok=True)

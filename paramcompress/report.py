@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from . import pages
 from .errors import ConfigError, OutputError
 from .pages import CurvePoint
 from .records import Anatomy, LayerReport, Report, Sweep
+from .scratch import Scratch
 from .tables import Column, code_span, format_error, format_shape, laid_out, printable, rule
 from .units import format_size, sizes
 
@@ -161,14 +161,12 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the file system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with Scratch(path) as scratch:
+            scratch.path.write_bytes(content)
+            scratch.publish()
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _columns(layers: Sequence[LayerReport]) -> list[Column]:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior", "heap", "verdicts"),
-    ("units", "trellis", "metrics", "dictionaries"),
+    ("units", "trellis", "metrics", "dictionaries", "scratch"),
     ("entropy", "checkers", "tables"),
     (
         "prices",

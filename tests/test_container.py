@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import math
 import os
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 import zstandard
+from forging import Forged
 from helpers import bit_flips, files_in, gaussian, mutations, overwrite, squeeze
 
 import paramcompress
@@ -40,6 +38,7 @@ from paramcompress.container import (
     is_squeezed,
 )
 from paramcompress.errors import CheckpointError, FormatError, OutputError, ParamCompressError, UnsupportedFormatError
+from paramcompress.scratch import Scratch
 
 ABOUT = {"target": "t", "n_weights": 4, "bytes_before": 4, "settings": {"seed": 0}}
 ENTRY = Entry("w", "uint8", (2, 2), "exact", "none", 0, 1, 0, zlib.crc32(b"abcd"), EXACT_POOLED, 4)
@@ -222,7 +221,7 @@ def test_a_size_without_a_file_is_the_size_with_one(tmp_path: Path) -> None:
         with Writer(tmp_path / "a") as writer:
             writer.add(ENTRY, b"abcd", 1)
             sizes.append(writer.finish("dict", TREE, ABOUT, keep=keep))
-            assert writer.scratch.exists() == keep
+            assert bool(files_in(tmp_path)) == keep
     assert sizes[0] == sizes[1]
 
 
@@ -233,23 +232,20 @@ def test_a_folder_that_is_none(folder: str, tmp_path: Path) -> None:
         pass
 
 
-def test_leftovers_of_dead_processes_go_and_all_else_stays(tmp_path: Path) -> None:
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    gone = [f".a[1].{int(dead.stdout)}-7.partial"]
+def test_leftovers_of_killed_runs_go_and_all_else_stays(tmp_path: Path) -> None:
+    gone = [".a[1].77-7.partial", f".a[1].{os.getpid()}-8.partial"]  # numbers of processes are given out again
     kept = [
-        f".a[1].{os.getpid()}-7.partial",  # a living process, this one
-        ".a[1].1-7.partial",  # one that belongs to somebody else
-        f".b.{int(dead.stdout)}-7.partial",  # of another output
-        f".a1.{int(dead.stdout)}-7.partial",  # what the brackets would mean in a pattern
+        ".b.77-7.partial",  # of another output
+        ".a1.77-7.partial",  # what the brackets would mean in a pattern
         ".a[1].x-7.partial",
         ".a[1].notes.partial",
         "a[1].partial",
     ]
     for name in gone + kept:
         (tmp_path / name).write_bytes(b"")
-    write(tmp_path / "a[1]", (ENTRY, b"abcd", 1))
+    with Scratch(tmp_path / "a[1]") as living:
+        write(tmp_path / "a[1]", (ENTRY, b"abcd", 1))
+        assert files_in(tmp_path) == sorted([*kept, "a[1]", living.path.name])
     assert files_in(tmp_path) == sorted([*kept, "a[1]"])
 
 
@@ -313,48 +309,6 @@ def test_mutations_give_no_foreign_error(tmp_path: Path, rng: np.random.Generato
 
 
 # ------------------------------------------------------------------------------------------- forged files
-
-
-@dataclass
-class Forged:
-    """A file taken apart, to be put together again with every checksum right and something else wrong."""
-
-    parts: dict[str, bytes]
-    """Payloads without checksums, the index left out."""
-    index: dict[str, Any]
-    metadata: dict[str, str] = field(default_factory=lambda: {"paramcompress": "1 x"})
-    index_text: bytes | None = None
-    index_frame: bytes | None = None
-    edit_table: Callable[[dict[str, Any]], Any] = lambda table: table
-    edit_header: Callable[[bytes], bytes] = lambda text: text
-    spoil_checksum: str = ""
-
-    @classmethod
-    def of(cls, path: Path) -> Forged:
-        with Reader(path) as reader:
-            parts = {name: bytes(reader._part(name)) for name in reader._parts}
-        frame = parts.pop(container.INDEX)[:-4]
-        return cls(parts, json.loads(zstandard.ZstdDecompressor(dict_data=container._phrase_book()).decompress(frame)))
-
-    def frame(self) -> bytes:
-        text = self.index_text or json.dumps(self.index).encode()
-        return self.index_frame or zstandard.ZstdCompressor(dict_data=container._phrase_book()).compress(text)
-
-    def build(self) -> bytes:
-        frame = self.frame()
-        sizes = {name: len(payload) + 4 for name, payload in self.parts.items()} | {container.INDEX: len(frame) + 8}
-        table: dict[str, Any] = {"__metadata__": self.metadata}
-        at = 0
-        for name, n_bytes in sizes.items():
-            table[name] = {"dtype": "U8", "shape": [n_bytes], "data_offsets": [at, at + n_bytes]}
-            at += n_bytes
-        text = self.edit_header(json.dumps(self.edit_table(table)).encode())
-        header = len(text).to_bytes(8, "little") + text
-        payloads = self.parts | {container.INDEX: frame + zlib.crc32(header).to_bytes(4, "little")}
-        body = b""
-        for name, payload in payloads.items():
-            body += payload + (zlib.crc32(payload) ^ (name == self.spoil_checksum)).to_bytes(4, "little")
-        return header + body
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ torch's weights-only loader decides what may be built. This room stops what woul
 from __future__ import annotations
 
 import pickletools
+import re
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 from ..errors import CheckpointError
@@ -14,24 +16,45 @@ _DEEPEST_TUPLE = 1000
 """Hashing a tuple recurses in C without a limit: a much deeper one, used as a dict key, kills the process."""
 _DENIED = {"builtins bytearray", "__builtin__ bytearray"}
 """torch allows the call bytearray(n), which fills n bytes of memory for any n."""
+_MEMORY = re.compile(r"torch(\.\w+)* \w*(Tensor|Storage)")
+"""Classes that are named in every torch file and called in none: torch allows the call Tensor(n), which hands out n
+numbers of whatever this process had in memory before."""
+_CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST")
+
+
+@dataclass
+class _Value:
+    """What stands in the place of a value: how deep its tuples nest, and of names, texts and tuples what they say."""
+
+    depth: int = 0
+    name: str = ""
+    text: str = ""
+    items: tuple[_Value, ...] = ()
 
 
 def check_pickles(file: IO[bytes], source: object, *, n_pickles: int = 1) -> int:
     """Pass over the next `n_pickles` pickles of `file`; returns the highest protocol among them.
 
-    Raises CheckpointError for one that is damaged, nests tuples too deep or asks for unlimited memory.
+    The last of several lists the storages of those before it (torch before 1.6): torch would hand out what was in
+    memory before for one that is missing there.
+
+    Raises CheckpointError for one that is damaged, nests tuples too deep, asks for unlimited memory or for memory that
+    nothing in the file fills.
     """
-    protocol = 0
+    looks = []
     try:
         for _ in range(n_pickles):
-            protocol = max(protocol, _check_pickle(file, source))
+            looks.append(_look(file, source))
     except CheckpointError:
         raise
     except Exception as error:  # pickletools raises whatever the bytes provoke
         raise CheckpointError(
             source, f"its pickle is damaged or cut short ({first_line(error)})", hint="copy or download the file again"
         ) from error
-    return protocol
+    *others, last = looks
+    if missing := set().union(*(look.storages for look in others)) - last.texts:
+        raise CheckpointError(source, f"damaged: its storage {min(missing)!r} is not in the file")
+    return max(look.protocol for look in looks)
 
 
 def first_line(error: Exception) -> str:
@@ -39,16 +62,25 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _check_pickle(file: IO[bytes], source: object) -> int:
-    """Run the opcodes on a stack that holds, in place of each value, how deep its tuples nest (None for a mark)."""
-    stack: list[int | None] = []
-    memo: dict[int, int | None] = {}
-    protocol = 0
+@dataclass
+class _Look:
+    """What is known of a pickle that was passed over: its protocol, the keys of its storages, all its texts."""
+
+    protocol: int = 0
+    storages: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+
+
+def _look(file: IO[bytes], source: object) -> _Look:
+    """Run the operations of a pickle on a stack of `_Value`, with None for a mark."""
+    stack: list[_Value | None] = []
+    memo: dict[int, _Value | None] = {}
+    look = _Look()
     argument: Any
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name == "PROTO":
-            protocol = argument
+            look.protocol = argument
         elif name == "MARK":
             stack.append(None)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
@@ -57,23 +89,37 @@ def _check_pickle(file: IO[bytes], source: object) -> int:
             memo[len(memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
-        else:
-            if name == "GLOBAL" and argument in _DENIED:
+        elif name == "GLOBAL":
+            if argument in _DENIED:
                 raise CheckpointError(
                     source, "holds a bytearray, which can ask for any amount of memory", hint="save it as bytes"
                 )
-            depth = max(_pop(stack, opcode.stack_before), default=0) + name.startswith("TUPLE")
+            stack.append(_Value(name=argument))
+        elif isinstance(argument, str) and not opcode.stack_before:
+            look.texts.add(argument)
+            stack.append(_Value(text=argument))
+        else:
+            taken = _pop(stack, opcode.stack_before)
+            is_tuple = name.startswith("TUPLE")
+            depth = max((one.depth for one in taken), default=0) + is_tuple
             if depth > _DEEPEST_TUPLE:
                 raise CheckpointError(source, f"nests tuples deeper than {_DEEPEST_TUPLE} levels")
-            stack += [depth] * len(opcode.stack_after)
-    return protocol
+            # a tuple may be arguments, and torch has a builder that calls the first of its own
+            if taken and (is_tuple or name in _CALLS) and _MEMORY.fullmatch(taken[0].name):
+                raise CheckpointError(source, f"calls {taken[0].name.replace(' ', '.')}, as no file of torch.save does")
+            if name == "BINPERSID":
+                look.storages.update(one.text for one in taken[0].items[2:3])
+            stack += [_Value(depth, items=tuple(taken) if is_tuple else ())] * len(opcode.stack_after)
+    return look
 
 
-def _pop(stack: list[int | None], wanted: list[pickletools.StackObject]) -> list[int]:
-    """Take from the stack what an opcode takes: single values, or all down to the last mark and those below it."""
-    n_single, taken = len(wanted), list[int]()
+def _pop(stack: list[_Value | None], wanted: list[pickletools.StackObject]) -> list[_Value]:
+    """Take from the stack what an operation takes, lowest first: single values, or all down to the last mark and those
+    below it."""
+    n_single, taken = len(wanted), list[_Value]()
     if pickletools.markobject in wanted:
         n_single = wanted.index(pickletools.markobject)
         while (value := stack.pop()) is not None:
             taken.append(value)
-    return taken + [stack.pop() or 0 for _ in range(n_single)]
+    taken += [stack.pop() or _Value() for _ in range(n_single)]
+    return taken[::-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -74,17 +75,25 @@ def _read_file(path: Path) -> tuple[str, Node, list[Leaf], list[str], dict[str, 
         head = file.read(512)
     if not head:
         raise CheckpointError(path, f"found an empty file; {_EXPECTED}", hint="copy or download it again")
+    if _is_tar(head):  # also what torch would take for one, behind whatever first bytes
+        raise CheckpointError(path, f"found a tar archive; {_EXPECTED}", hint="unpack it first")
     if head.startswith((b"PK\x03\x04", LEGACY_MAGIC)):
         return "torch", *_read_torch(path, is_legacy=head[:1] == LEGACY_MAGIC[:1])
     for magic, what, hint in _OTHERS:
         if head.startswith(magic) and head[8:9] != b"{":
             raise CheckpointError(path, f"found {what}; {_EXPECTED}", hint=hint)
-    if head[257:262] == b"ustar":
-        raise CheckpointError(path, f"found a tar archive; {_EXPECTED}", hint="unpack it first")
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         node, leaves = _read_safetensors(path)
         return "safetensors", node, leaves, [], {}
     raise CheckpointError(path, f"found no checkpoint in it; {_EXPECTED}")
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return head[257:262] == b"ustar"
+    return True
 
 
 def _read_torch(path: Path, *, is_legacy: bool) -> tuple[Node, list[Leaf], list[str], dict[str, Any]]:

@@ -39,6 +39,8 @@ _MAX_TREE_BYTES = 32_000_000
 """More than any trainer leaves beside the tensors: two million numbers, or a vocabulary of half a million words."""
 _REPEAT_BYTES = 128
 """What one more place of the same container counts: a small file can hold one list in 2**60 places."""
+_MOST_TIMES = 64
+"""How often the views in a file may show the same memory, all together."""
 _SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", torch.Size: "size", set: "set", frozenset: "frozenset"}
 _MAPPINGS: dict[type, str] = {dict: "dict", OrderedDict: "odict", Counter: "counter"}
 _OPTIMIZER = re.compile(r"(.*_)?(optim|optimizer|lr_scheduler)s?(_(state|state_dict|states|state_dicts))?")
@@ -52,7 +54,7 @@ class Encoder:
 
     source: the file, for errors.
     bodies: calls by the id of the list or dict that torch filled for them.
-    max_tensor_bytes: no honest tensor of that file is larger.
+    max_tensor_bytes: no honest tensor of that file is larger, and all of them not _MOST_TIMES as large.
     """
 
     source: object
@@ -65,6 +67,7 @@ class Encoder:
     calls: dict[str, list[str]] = field(default_factory=dict)
     depth: int = 0
     n_bytes: int = 0
+    tensor_bytes: int = 0
     seen: set[int] = field(default_factory=set)
 
     def encode(self, value: Any, path: KeyPath = ()) -> Node:
@@ -113,7 +116,7 @@ class Encoder:
 
     def _mapping(self, value: dict[Any, Any], path: KeyPath) -> Node:
         node: list[Node] = [_MAPPINGS[type(value)]]
-        for key, item in value.items():
+        for key, item in type(value).items(value):  # an attribute of that name would hide its own
             inner = (*path, _key_name(key, len(node) // 2))
             if self._leave_out(item, inner):
                 continue
@@ -129,7 +132,7 @@ class Encoder:
         """True, and noted, if `value` is an optimizer's state with tensors in it."""
         if self.in_optimizer or not isinstance(value, dict | list | tuple):
             return False
-        is_state = isinstance(value, dict) and any(keys <= value.keys() for keys in _OPTIMIZER_KEYS)
+        is_state = isinstance(value, dict) and any(keys <= dict.keys(value) for keys in _OPTIMIZER_KEYS)
         if not is_state and not _OPTIMIZER.fullmatch(str(path[-1]).lower()):
             return False
         inside = Encoder(self.source, self.bodies, in_optimizer=True, depth=self.depth)
@@ -170,8 +173,9 @@ class Encoder:
         if not _can_be_copied(dtype):
             raise self._error(f"torch cannot copy its dtype {dtype_name(dtype)}", path)
         n_bytes = math.prod(shape) * dtype.itemsize
-        if n_bytes > self.max_tensor_bytes:
-            raise self._error(f"claims {n_bytes:,} bytes, far more than the file holds", path)
+        self.tensor_bytes += n_bytes
+        if n_bytes > self.max_tensor_bytes or self.tensor_bytes > _MOST_TIMES * self.max_tensor_bytes:
+            raise self._error(f"claims {n_bytes:,} bytes, with the others far more than the file holds", path)
         node: list[Node] = ["t"]
         self.leaves.append(Leaf(path, node, dtype, shape, partial(dense, tensor), identity(tensor)))
         if tensor.requires_grad:

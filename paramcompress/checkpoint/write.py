@@ -110,8 +110,10 @@ def _write_one(
             write_object(path, {name: TensorRef(name) for name in infos}, infos, load)
             return ("metadata of safetensors files is left out: torch files have no place for it",)
         case "safetensors", ["safetensors", metadata, _]:
-            refs = _decoded(root).items()
-            write_file(path, decode(metadata), [(name, infos[ref.name]) for name, ref in refs], load)
+            refs, texts = _decoded(root), decode(metadata)
+            if not _is_map(refs, TensorRef) or not _is_map(texts, str):
+                raise ValueError("not the tree of a safetensors file")
+            write_file(path, texts, [(name, infos[ref.name]) for name, ref in refs.items()], load)
             return ()
         case "safetensors", ["torch", _]:
             values = _readable(_decoded(root))
@@ -125,6 +127,11 @@ def _write_one(
     raise ValueError(f"{kind!r} cannot be written from the tree {str(root)[:40]}")
 
 
+def _is_map(value: Any, kind: type) -> bool:
+    """Whether a value maps texts to what is of a kind, and nothing else."""
+    return type(value) is dict and all(type(key) is str and type(one) is kind for key, one in value.items())
+
+
 def _write_shards(
     folder: Path,
     index_name: str,
@@ -133,6 +140,8 @@ def _write_shards(
     infos: Mapping[str, TensorInfo],
     load: Callable[[str], Tensor],
 ) -> None:
+    if len({index_name.casefold(), *(str(name).casefold() for name in files[::2])}) <= len(files[::2]):
+        raise ValueError("two files of the folder have one name")
     folder.mkdir(parents=True, exist_ok=True)
     weight_map: dict[str, str] = {}
     for name, root in zip(map(plain_name, files[::2]), files[1::2], strict=True):
@@ -140,7 +149,10 @@ def _write_shards(
         weight_map |= dict.fromkeys(refs, name)
         inside = {ref.name: infos[ref.name] for ref in refs.values()}
         _write_one(folder / name, root, root[0], inside, load)
-    text = json.dumps({**extra, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+    try:
+        text = json.dumps({**extra, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+    except TypeError as error:
+        raise ValueError(f"not the rest of an index ({error})") from error
     (folder / index_name).write_text(text, encoding="utf-8")
 
 
@@ -153,7 +165,7 @@ def _refs(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, TensorR
     elif isinstance(value, Call):
         yield from _refs([value.args, value.state, value.body], path)
     elif isinstance(value, dict | list | tuple):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        for key, item in dict.items(value) if isinstance(value, dict) else enumerate(value):
             yield from _refs(item, (*path, str(key)))
 
 
@@ -166,7 +178,7 @@ def _readable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, dict):
-        kept = {str(key): _readable(item) for key, item in value.items()}
+        kept = {str(key): _readable(item) for key, item in dict.items(value)}
         return {key: item for key, item in kept.items() if item is not None} or None
     if isinstance(value, list | tuple):
         items = [_readable(item) for item in value]
