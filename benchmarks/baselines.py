@@ -210,7 +210,8 @@ def split(rows: NDArray[np.float32], n_bytes: int) -> list[NDArray[Any]]:
         left, right = (u[:, :rank] * root).astype(np.float16), (root[:, None] * vt[:rank]).astype(np.float16)
         rest = (rows - left.astype(np.float32) @ right.astype(np.float32)).reshape(-1)
         n_stored = min((n_bytes - 2 * rank * (n_out + n_in)) // COO_BYTES, rest.size)
-        largest = np.sort(np.argpartition(np.abs(rest), rest.size - n_stored)[rest.size - n_stored :])
+        kth = min(rest.size - n_stored, rest.size - 1)  # nothing is stored where the factors took all there is
+        largest = np.sort(np.argpartition(np.abs(rest), kth)[rest.size - n_stored :])
         error = float((rest.astype(np.float64) ** 2).sum() - (rest[largest].astype(np.float64) ** 2).sum())
         if best is None or error < best[0]:
             at = [(largest // n_in).astype("<u2"), (largest % n_in).astype("<u2"), rest[largest].astype(np.float16)]
