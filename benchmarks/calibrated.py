@@ -107,7 +107,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     for axis, name in zip(axes[0], names, strict=True):
         for codec, style in (("calibrated", "o-"), ("data-free", "s--"), ("nncodec", "^:")):
             rows = sorted(
-                (row["bytes"], row["metric"]) for row in results if (row["model"], row["codec"]) == (name, codec)
+                (row["bytes"], row["metric"])
+                for row in results
+                if (row["model"], row["codec"]) == (name, codec) and row.get("effort") != "max"
             )
             if rows:
                 axis.plot([size / 1000 for size, _ in rows], [value for _, value in rows], style, label=codec, ms=4)
@@ -158,9 +160,10 @@ def main() -> None:
                 parser.error("the peer's points are not in the output file yet: --peer-python measures them")
             peers = peer_points(name, source, args.bench, args.peer_python)
             keep(*peers)
-        done = {(row["target"], row["codec"]) for row in results if row["model"] == name and "target" in row}
+        mine = [row for row in results if row["model"] == name and "target" in row]
+        done = {(row["target"], row["codec"], row["effort"]) for row in mine}
         for size, with_data in plan_of(name, source, peers):
-            if (size, "calibrated" if with_data else "data-free") not in done:
+            if (size, "calibrated" if with_data else "data-free", args.effort) not in done:
                 keep(squeezed(name, source, size, with_data=with_data, effort=args.effort))
     if args.plot:
         draw(results, args.plot)

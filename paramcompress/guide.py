@@ -26,7 +26,7 @@ from paramcompress.moments import SecondMoments
 from paramcompress.plan import Plan
 from paramcompress.records import Override
 
-DEFAULT_MAX_OUTPUT_ERROR = 0.05
+DEFAULT_MAX_OUTPUT_ERROR = 0.03
 """Where data are given and no target; docs/calibration.md has the measurements."""
 NORMS = (1e-12, 1e12)
 """Norms between which squares have room in every sum; weights beyond are coded without data."""
