@@ -271,10 +271,14 @@ def test_sigterm_leaves_nothing_that_stays() -> None:
     process = subprocess.Popen(
         [str(COMMAND), "squeeze", "model.pt", "-o", "small.safetensors"], stderr=subprocess.DEVNULL
     )
-    time.sleep(2.5)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not any(name.endswith(".partial") for name in files_in(Path())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    assert Path("small.safetensors").exists() == (process.returncode == 0)
+    assert process.wait(60) == -signal.SIGTERM
+    if Path("small.safetensors").exists():  # the signal came after the last step of many
+        paramcompress.verify("small.safetensors")
     paramcompress.squeeze({"w": torch.ones(2, 2)}, "small.safetensors", force=True)
     assert files_in(Path()) == ["model.pt", "small.safetensors"]
 
