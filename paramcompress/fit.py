@@ -24,6 +24,8 @@ from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 LEAST_STEP = 1e-30
+MOST_BASIS = 0.5
+"""Of the bytes of a layer without one: what a basis fitted to its kernels may cost, or it is not even fitted."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,13 @@ def _choose(
     names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
     if asked is not None:
         names = tuple(name for name in names if name in asked) or ("none",)
-    transforms = [Transform.fitted(name, weight, layout) for name in names]
-    sizes = [n_bytes(one, None) if len(transforms) > 1 else 0.0 for one in transforms]
+    transforms = [Transform.fitted(names[0], weight, layout)]
+    sizes = [n_bytes(transforms[0], None) if len(names) > 1 else 0.0]
+    for name in names[1:]:
+        if name == "patch" and asked is None and layout.kernel_size**2 > MOST_BASIS * sizes[0]:
+            continue
+        transforms.append(Transform.fitted(name, weight, layout))
+        sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
     wanted = choice.rank != 0 and (effort.low_rank or bool(choice.rank) if asked is None else "lowrank" in asked)
     if not wanted:
