@@ -432,7 +432,7 @@ def start(code: str, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
 def test_help_and_version_load_nothing_heavy(args: list[str]) -> None:
     code = (
         "import atexit, sys\n"
-        "heavy = {'torch', 'numba', 'numpy', 'rich', 'safetensors', 'paramcompress.pipeline'}\n"
+        "heavy = {'torch', 'numba', 'numpy', 'rich', 'safetensors', 'pydantic', 'paramcompress.pipeline'}\n"
         "atexit.register(lambda: print('loaded:', heavy & set(sys.modules)))\n"
         "from paramcompress.cli import main\n"
         "main()"
