@@ -5,9 +5,9 @@
     python benchmarks/guarantees.py --only mutations --resume    # go on where an earlier run was stopped
 
 Mutated files are read in pieces, each in a process of its own: a crash of a compiled loop ends that process and is
-counted with the number of the file, which makes the file again. A piece ends with a trace where one file takes longer
-than SLOWEST_S, may not map more than ROOM_BYTES beyond what reading the honest files took, and counts a violation
-where its resident memory grows by more than the allowance of its kind.
+counted with the number of the file, which makes the file again. A piece ends with a trace where one file takes more
+processor time than SLOWEST_S, may not map more than ROOM_BYTES beyond what reading the honest files took, and counts
+a violation where its resident memory grows by more than the allowance of its kind.
 
 Writes benchmarks/results/guarantees.json after each part and piece; fails if any promise is broken.
 """

@@ -29,7 +29,7 @@ class Deviation:
 
 
 def deviation(original: Tensor, decoded: Tensor) -> Deviation:
-    """Distance between two finite tensors of one shape, summed in float64.
+    """Distance between two tensors of one shape, summed in float64; infinite where an entry of either is not finite.
 
     Squares of float64 may not fit into float64, so such tensors are scaled by the largest |w|.
     """
@@ -43,6 +43,8 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
     for part in _parts(original, decoded):
         sums = _sums(*part, scale)
         squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
+    if not math.isfinite(squared):  # NaN would be under every limit
+        return Deviation(math.inf, math.inf)
     if largest == 0:
         return Deviation(0.0, 0.0)
     return Deviation(math.sqrt(squared / norm) if norm else math.inf, largest)

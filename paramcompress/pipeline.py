@@ -574,6 +574,7 @@ def _verify(
         entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
         if original is not None:
             _check_same_tensors(shown, squeezed.index.entries, original)
+            entries += _cut_ties(squeezed.index.entries, original)
         tell = _counter([_info(entry, None) for entry in entries], progress)
 
         output_errors: dict[str, float | None] = {}
@@ -610,7 +611,7 @@ def _verify(
         return replace(report, verified=True)
     layers = []
     for one in report.layers:
-        found = measured[one.tied_to or one.name]
+        found = measured[one.name if one.name in measured else one.tied_to or one.name]
         assert found is not None
         output_error = output_errors.get(one.tied_to or one.name)
         layers.append(
@@ -703,14 +704,26 @@ def _check_output(path: Path, source: Source, *, force: bool, folder: bool = Fal
         raise OutputError(path, "exists already", hint="choose another name, or --force to overwrite it")
 
 
+def _cut_ties(entries: Sequence[Entry], original: Checkpoint) -> list[Entry]:
+    """What is tied in the file and not in the original, as the entries that hold its values, by its own names."""
+    stored = {entry.name: entry for entry in entries}
+    ties = {info.name: info.alias_of for info in original.tensors}
+    return [
+        replace(stored[entry.same_as], name=entry.name)
+        for entry in entries
+        if entry.same_as is not None and ties[entry.name] != entry.same_as
+    ]
+
+
 def _check_same_tensors(file: Path, entries: Sequence[Entry], original: Checkpoint) -> None:
     here = {entry.name: (entry.dtype, entry.shape) for entry in entries}
     there = {info.name: (info.dtype, info.shape) for info in original.tensors}
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
-            raise VerificationError(
-                file, name, f"{here.get(name, 'nothing')}", f"{there.get(name, 'nothing')} as in {original.path}"
+            found, promised = (
+                "no such tensor" if one is None else f"{one[0]} {one[1]}" for one in (here.get(name), there.get(name))
             )
+            raise VerificationError(file, name, found, f"{promised} as in {original.path or 'the original'}")
 
 
 def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:

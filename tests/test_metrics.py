@@ -73,6 +73,15 @@ def test_equal_tensors_and_zeros() -> None:
     assert deviation(torch.empty(0, 3), torch.empty(0, 3)) == Deviation(0.0, 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_regression_nan_is_over_every_limit(bad: float, dtype: torch.dtype) -> None:
+    """NaN is neither over a limit nor under it; a verification must not pass for that."""
+    numbers = torch.tensor([1.0, bad], dtype=dtype)
+    assert deviation(numbers, torch.ones(2, dtype=dtype)) == Deviation(math.inf, math.inf)
+    assert deviation(torch.ones(2, dtype=dtype), numbers) == Deviation(math.inf, math.inf)
+
+
 def test_every_part_of_a_long_tensor_counts(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     original, decoded = gaussian(rng, 1000), gaussian(rng, 1000)
     whole = deviation(original, decoded), survey(original).norm

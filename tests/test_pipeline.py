@@ -817,6 +817,8 @@ def test_verify_against_another_checkpoint() -> None:
     others: list[tuple[str, Tensor | None]] = [
         ("fc.weight", source["fc.weight"] + 0.01),
         ("fc.bias", source["fc.bias"] + 1e-6),
+        ("fc.weight", source["fc.weight"].index_fill(0, torch.tensor([0]), float("nan"))),
+        ("fc.weight", source["fc.weight"].index_fill(0, torch.tensor([0]), float("inf"))),
         ("mask", ~source["mask"]),
         ("mask", source["mask"].int()),
         ("conv.weight", source["conv.weight"].flatten()),
@@ -828,6 +830,31 @@ def test_verify_against_another_checkpoint() -> None:
         with pytest.raises(VerificationError) as caught:
             paramcompress.verify(SQUEEZED, {key: value for key, value in other.items() if value is not None})
         assert caught.value.tensor == name
+
+
+def test_verify_against_a_checkpoint_that_says_what_is_missing() -> None:
+    source = weights()
+    squeeze(source)
+    with pytest.raises(VerificationError, match=r"'more': found no such tensor, promised float32 \(2,\) as in the"):
+        paramcompress.verify(SQUEEZED, {**source, "more": torch.ones(2)})
+    source.pop("fc.bias")
+    with pytest.raises(VerificationError, match=r"'fc\.bias': found float32 \(\d+,\), promised no such tensor as in"):
+        paramcompress.verify(SQUEEZED, source)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.1])
+def test_regression_verify_against_a_checkpoint_whose_ties_were_cut(scale: float) -> None:
+    """What was tied when it was squeezed is compared one by one where it is not tied any more."""
+    shared = torch.randn(40, 50)
+    squeeze({"embed": shared, "head": shared, "bias": torch.zeros(40)})
+    cut = {"embed": shared, "head": shared * scale, "bias": torch.zeros(40)}
+    if scale == 1:
+        report = paramcompress.verify(SQUEEZED, cut)
+        assert report.layers[0].rel_error == report.layers[1].rel_error > 0
+        return
+    with pytest.raises(VerificationError) as caught:
+        paramcompress.verify(SQUEEZED, cut)
+    assert caught.value.tensor == "head"
 
 
 def test_every_flipped_bit_is_found() -> None:
