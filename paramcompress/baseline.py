@@ -6,6 +6,8 @@ Sorted, one layer a line, so that its history reads well and merges well. No ser
 from __future__ import annotations
 
 import json
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,23 +39,31 @@ def read(path: Path) -> Baseline:
     Raises:
         ConfigError: unreadable, damaged, or of a newer version.
     """
+    content = _content(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content["schema"]
+        schema = _member(content, "schema")
         if schema != SCHEMA:
             raise ConfigError(
                 f"{path}: its layout is number {schema!r}, this version of paramcompress knows {SCHEMA}",
                 hint=f"update paramcompress, or {_REWRITE}",
             )
-        return {name: _file(one) for name, one in content["files"].items()}
-    except OSError as error:
-        raise ConfigError(f"{path}: the baseline cannot be read: {error.strerror}", hint=_REWRITE) from error
+        return {name: _file(one, name) for name, one in _object(_member(content, "files"), "files: ").items()}
+    except _NoBaselineError as error:
+        raise ConfigError(f"{path}: not a baseline: {error}", hint=_REWRITE) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Whether a baseline may be written to `path`: nothing is there, an older one, or what is no JSON after a merge.
+
+    Raises:
+        ConfigError: it is something else, which would be lost.
+    """
+    try:
+        content = _content(path) if path.exists() else {"schema": SCHEMA}
     except ConfigError:
-        raise
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}", hint=f"mend it, or {_REWRITE}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a baseline: {type(error).__name__} {error}", hint=_REWRITE) from error
+        return
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ConfigError(f"{path}: is there and is no baseline", hint="name another file in the key baseline")
 
 
 def text(baseline: Baseline) -> str:
@@ -110,12 +120,50 @@ def _line(size: LayerSize) -> str:
     return json.dumps({"bytes": size.n_bytes, "rel_error": rounded(size.rel_error)})
 
 
-def _file(one: Any) -> FileSize:
-    layers = {name: LayerSize(_count(size["bytes"]), float(size["rel_error"])) for name, size in one["layers"].items()}
-    return FileSize(_count(one["bytes"]), layers)
+class _NoBaselineError(Exception):
+    """What is there is not what was written, in words."""
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no number of bytes")
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: the baseline cannot be read: {error.strerror}", hint=_REWRITE) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid JSON: nested too deeply", hint=_REWRITE) from error
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise ConfigError(f"{path}: not valid JSON: {error}", hint=f"mend it, or {_REWRITE}") from error
+
+
+def _file(one: Any, name: str) -> FileSize:
+    where = f"{name}: "
+    layers = {
+        layer: _layer(size, f"{where}{layer}: ")
+        for layer, size in _object(_member(one, "layers", where), f"{where}layers: ").items()
+    }
+    return FileSize(_count(_member(one, "bytes", where), where), layers)
+
+
+def _layer(size: Any, where: str) -> LayerSize:
+    error = _member(size, "rel_error", where)
+    if isinstance(error, bool) or not isinstance(error, int | float) or not 0 <= error <= sys.float_info.max:
+        raise _NoBaselineError(f"{where}{reprlib.repr(error)} is no error")
+    return LayerSize(_count(_member(size, "bytes", where), where), float(error))
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise _NoBaselineError(f"{where}{reprlib.repr(value)} is no number of bytes")
+    return value
+
+
+def _member(value: Any, key: str, where: str = "") -> Any:
+    if key not in _object(value, where):
+        raise _NoBaselineError(f"{where}no {key!r}")
+    return value[key]
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _NoBaselineError(f"{where}found {reprlib.repr(value)}, expected an object")
     return value

@@ -19,7 +19,7 @@ from .errors import ConfigError
 FILE_NAME = "paramcompress.toml"
 PYPROJECT = "pyproject.toml"
 BASELINE_NAME = "paramcompress-baseline.json"
-_EXAMPLE = '[[check]] with path = "model.squeezed.safetensors" and max_size = "400kB"'
+_EXAMPLE = 'an entry [[check]] and, on lines of their own, path = "model.squeezed.safetensors" and max_size = "400kB"'
 _INCREASE = 'a table such as {percent = 5, bytes = "20kB"}'
 
 
@@ -128,11 +128,13 @@ def read(path: Path) -> Budget:
         text = path.read_text(encoding="utf-8")
         content: Any = tomllib.loads(text)
     except OSError as error:
-        hint = f"write it with {_EXAMPLE}" if not path.exists() else None
+        hint = f"write {_EXAMPLE} in it" if not path.exists() else None
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: not UTF-8", hint="save it as UTF-8") from error
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
     if path.name == PYPROJECT:
         tool = content.get("tool", {})
@@ -152,7 +154,7 @@ def parse(content: Mapping[str, Any], path: Path, lines: Sequence[int] = ()) -> 
         path: what errors name, and paths are relative to.
         lines: of the entries; as many as there are entries, or they are not believed.
     """
-    found = checkers.table(content, {"check": _entries, "baseline": checkers.word}, f"{path}: ")
+    found = checkers.table(content, {"check": _entries, "baseline": _json_name}, f"{path}: ")
     entries = found.get("check", [])
     if not entries:
         raise ConfigError(f"{path}: holds no check", hint=f"write {_EXAMPLE}")
@@ -188,6 +190,13 @@ def _entries(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         found = "one table" if isinstance(value, dict) else repr(value)
         raise ConfigError(f"found {found}, expected a list of tables", hint="write [[check]] with double brackets")
+    return value
+
+
+def _json_name(value: Any) -> str:
+    """A name that no model and no source has: --update-baseline overwrites what is there."""
+    if not isinstance(value, str) or not value.endswith(".json") or "\0" in value:
+        raise checkers.refused(value, "a name that ends in .json")
     return value
 
 

@@ -88,7 +88,8 @@ def pattern(text: str, where: str = "") -> str:
         try:
             re.compile(text.removeprefix("re:"))
         except re.error as error:
-            raise ConfigError(f"{where}{text!r} is not a regular expression: {error}") from error
+            hint = "mend it, or write a glob such as 'conv*' without re:"
+            raise ConfigError(f"{where}{text!r} is not a regular expression: {error}", hint=hint) from error
     return text
 
 

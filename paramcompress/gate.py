@@ -67,6 +67,7 @@ def check(
 def _known(budget: Budget, *, update: bool) -> Baseline | None:
     """The baseline as it stands; None where there is none, or where a new one is on its way."""
     if update:
+        baselines.check_replaceable(budget.baseline)
         return None
     if budget.baseline.exists():
         return baselines.read(budget.baseline)
@@ -180,7 +181,7 @@ def _files(folder: Path, pattern: str) -> list[str]:
     """Files that a path or glob means, relative to `folder`, with forward slashes; a name that exists is no glob."""
     try:
         if (folder / pattern).exists():
-            return [Path(pattern).as_posix()]
+            return [] if (folder / pattern).is_dir() else [Path(pattern).as_posix()]
     except OSError:  # no path that this system could hold
         return []
     found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -189,10 +190,13 @@ def _files(folder: Path, pattern: str) -> list[str]:
 
 def _missing(folder: Path, pattern: str) -> tuple[str, str]:
     """What is missing, and the nearest file that is there."""
+    if os.path.isdir(folder / pattern):  # noqa: PTH112 - Path.is_dir raises where a name is too long
+        inside = (Path(pattern) / f"*{_SUFFIX}").as_posix()
+        return f"{pattern} is a folder", f'name the files in it, such as path = "{inside}"'
     if glob.has_magic(pattern):
         return f"no file matches {pattern}", "build the file first, or mend path in the check"
-    inside = [path.name for path in (folder / pattern).parent.glob("*") if path.is_file()]
-    near = difflib.get_close_matches(Path(pattern).name, inside, n=1)
+    beside = [path.name for path in (folder / pattern).parent.glob("*") if path.is_file()]
+    near = difflib.get_close_matches(Path(pattern).name, beside, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"{pattern} does not exist", f"{meant}build the file first, or mend path in the check"
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from rich.text import Text
 
+from .errors import ParamCompressError
 from .tables import Column, code_span, format_error, laid_out, printable
 from .units import format_size
 from .verdicts import Checked, Finding, LayerChange, Verdict
@@ -45,7 +46,7 @@ def render(verdict: Verdict, *, width: int, verbose: bool = False, ascii_only: b
             lines.append(_labelled("hint", f"{finding.hint} ({place})"))
         if one.status == "fail" and one.message:
             lines.append(_labelled("note", one.message))
-        if one.changes and (verbose or one.status != "pass"):
+        if one.changes and (verbose or one.status != "pass" or _came_or_went(one)):
             lines += _changes(one, all_of_them=verbose)
     lines += [_labelled("note", note) for note in verdict.notes]
     if verdict.baseline_written:
@@ -111,6 +112,12 @@ def to_github(verdict: Verdict, root: Path | None = None) -> str:
                 annotation(finding.level, text, file=config, line=one.line, title=f"{one.name}: {finding.key}")
             )
     return "\n".join(lines)
+
+
+def error_to_github(error: ParamCompressError, config: Path | None, root: Path | None = None) -> str:
+    """The workflow command of an error that ended the check, at the configuration where there is one."""
+    text = str(error) + (f"\n{error.hint}" if error.hint else "")
+    return annotation("fail", text, file=_relative(config, root) if config is not None else None)
 
 
 def annotation(level: str, text: str, *, file: str | None = None, line: int | None = None, title: str = "") -> str:
@@ -189,10 +196,6 @@ def _size(n_bytes: int | None) -> str:
     return "-" if n_bytes is None else format_size(n_bytes)
 
 
-def _limit(max_rel_error: float | None) -> str:
-    return "-" if max_rel_error is None else f"{max_rel_error:g}"
-
-
 def _source(files: Sequence[Checked]) -> str:
     """Where errors come from; empty where no file has one."""
     found = {one.measured for one in files if one.rel_error is not None}
@@ -222,6 +225,11 @@ def _changes(one: Checked, *, all_of_them: bool) -> list[Text]:
         lines.append(Text(f"  {name}: {before} -> {after}, error {error_before} -> {error_after}", style="dim"))
     left = len(one.changes) - len(shown)
     return [*lines, *([Text(f"  and {left} more layers; -v lists them", style="dim")] if left else [])]
+
+
+def _came_or_went(one: Checked) -> bool:
+    """Whether it has other layers than the baseline: a renamed one may have slipped out of its limits."""
+    return any(change.before is None or change.after is None for change in one.changes)
 
 
 def _change_cells(change: LayerChange) -> tuple[str, str, str, str, str]:

@@ -94,7 +94,7 @@ MISTAKES = [
     ("layers = 3", "layers: found 3, expected a table of pattern", None),
     ("layers = {fc = 3}", "layers: 'fc': found 3, expected {key = value}", None),
     ("layers = {fc.weight = {max_size = 3}}", "layers: 'fc': a table within a table", "quote names that hold dots"),
-    ('layers = {"re:(" = {max_size = 3}}', "layers: 're:(' is not a regular expression", None),
+    ('layers = {"re:(" = {max_size = 3}}', "layers: 're:(' is not a regular expression", "such as 'conv*'"),
     ("layers = {fc = {rank = 3}}", "layers: 'fc': unknown key 'rank'", "known keys: max_size"),
     ('warn = "yes"', "warn: found 'yes', expected a table of limits", None),
     ("warn = {path = 3}", "warn: unknown key 'path'", None),
@@ -120,6 +120,8 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, line: str, sa
         ('[[check]]\npath = "x\n', "not valid TOML: Illegal character '\\n' (at line 2"),
         ("[check]\npath = 'x'", "check: found one table, expected a list of tables"),
         ("check = 3", "check: found 3"),
+        ("baseline = 'net.safetensors'", "baseline: found 'net.safetensors', expected a name that ends in .json"),
+        ('baseline = "a\\u0000.json"', "baseline: found 'a\\x00.json', expected"),
         ("[[checks]]\npath = 'x'", "unknown key 'checks'"),
         ("", "holds no check"),
         ("[[check]]\nname = 'x'", "line 1, check 1: no path"),
@@ -130,15 +132,16 @@ def test_a_file_that_is_no_budget(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         budget.read(write(tmp_path, text))
     assert said in str(caught.value)
-    assert caught.value.hint or "nested" in str(caught.value)
+    assert caught.value.hint or "nested" in str(caught.value) or "expected" in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         budget.read(tmp_path / "absent.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+    with pytest.raises(ConfigError, match="not UTF-8") as caught:
         budget.read(tmp_path / "bytes.toml")
+    assert caught.value.hint == "save it as UTF-8"
     with pytest.raises(ConfigError, match=r"holds no table \[tool.paramcompress\]"):
         budget.read(write(tmp_path, "[tool]\n", "pyproject.toml"))
 

@@ -365,6 +365,20 @@ def test_names_are_no_workflow_commands(broken: Conductor, monkeypatch: pytest.M
     assert token not in run("check").stdout
 
 
+def test_the_annotation_of_a_budget_names_the_file_that_was_found(
+    broken: Conductor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path.parent))
+    broken.failure = errors.ConfigError("x")
+    assert run("check").stderr.splitlines()[0] == "::error::x"
+    Path("paramcompress.toml").write_text("[[check")
+    place = f"::error file={tmp_path.name}/paramcompress.toml::x"
+    assert run("check").stderr.splitlines()[0] == place
+    assert run("check", str(tmp_path)).stderr.splitlines()[0] == place
+
+
 def test_a_budget_that_makes_no_sense_is_annotated_too(broken: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     broken.failure = errors.ConfigError("c.toml: unknown key 'x'", hint="known keys: y")

@@ -290,6 +290,22 @@ def test_a_damaged_baseline_can_be_replaced(folder: Path) -> None:
     assert check(GROWTH).exit_code == 0
 
 
+def test_an_update_overwrites_no_other_json(folder: Path) -> None:
+    Path("package.json").write_text('{"name": "app"}')
+    Path("paramcompress.toml").write_text(f'baseline = "package.json"\n[[check]]\npath = "{FILE}"')
+    with pytest.raises(ConfigError, match=r"package\.json: is there and is no baseline") as caught:
+        paramcompress.check(update_baseline=True)
+    assert "baseline" in (caught.value.hint or "")
+    assert Path("package.json").read_text() == '{"name": "app"}'
+
+
+def test_a_folder_is_no_file(folder: Path) -> None:
+    (folder / "models").mkdir()
+    finding = only(check('path = "models"'))
+    assert (finding.exit_code, finding.what) == (1, "models is a folder")
+    assert 'path = "models/*.squeezed.safetensors"' in finding.hint
+
+
 def test_updating_twice_changes_nothing(folder: Path) -> None:
     check('original = "net.pt"', update=True)
     first = Path("paramcompress-baseline.json").read_bytes()

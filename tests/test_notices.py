@@ -74,6 +74,17 @@ def test_the_table_fits_and_keeps_its_verdicts(width: int) -> None:
     assert [line.split()[-1] for line in lines[2:4]] == ["pass", "pass"]
 
 
+def test_layers_that_came_or_went_are_named_where_all_is_well_too() -> None:
+    """A limit may hold for them no longer, and nobody would know."""
+    renamed = (LayerChange("head", None, LayerSize(90, 0.01)), LayerChange("fc", LayerSize(90, 0.01), None))
+    assert plain(Verdict("c", (replace(PASSED, changes=(*renamed, CHANGE)),)))[-5:-2] == [
+        "since the baseline, good:",
+        "  head: new -> 90 B, error - -> 0.0100",
+        "  fc: 90 B -> gone, error 0.0100 -> -",
+    ]
+    assert len(plain(Verdict("c", (replace(PASSED, changes=(CHANGE,)),)))) == 5
+
+
 def test_many_files_that_pass_share_a_line() -> None:
     many = tuple(replace(PASSED, name=str(n)) for n in range(50))
     lines = plain(Verdict("c", (*many, FAILED)))

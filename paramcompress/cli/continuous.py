@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from .. import notices, report
-from ..errors import OutputError, ParamCompressError
+from .. import budget, notices, report
+from ..errors import ConfigError, OutputError, ParamCompressError
 from ..verdicts import Verdict
 from .terminal import console
 
@@ -35,14 +35,12 @@ class Forms:
             yield
         except ParamCompressError as error:
             if self._on_github or self._format == "github":
-                text = str(error) + (f"\n{error.hint}" if error.hint else "")
-                print(notices.annotation("fail", text, file=str(config) if config else None), file=sys.stderr)
+                print(notices.error_to_github(error, _found(config), _root()), file=sys.stderr)
             raise
 
     def show(self, verdict: Verdict) -> None:
         """Print, write and annotate."""
-        root = Path(os.environ.get("GITHUB_WORKSPACE") or ".")
-        annotations = notices.to_github(verdict, root)
+        annotations = notices.to_github(verdict, _root())
         if self._out is not None:
             report.write_whole(self._out, (self._text(verdict, annotations) + "\n").encode())
         if self._out is not None or self._format in ("text", "github"):
@@ -76,6 +74,19 @@ class Forms:
             lines = notices.render(verdict, width=out.width, verbose=self._verbose, ascii_only=out.options.ascii_only)
         if lines:  # in a log each finding is one line, for whoever searches it
             out.print(*lines, sep="\n", soft_wrap=not out.is_terminal)
+
+
+def _root() -> Path:
+    """Folder of the repository."""
+    return Path(os.environ.get("GITHUB_WORKSPACE") or ".")
+
+
+def _found(config: Path | None) -> Path | None:
+    """The configuration that was read, as far as there is one."""
+    try:
+        return budget.find(config)
+    except ConfigError:
+        return None
 
 
 @contextmanager

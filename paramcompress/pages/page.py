@@ -138,10 +138,6 @@ def _limit(report: Report) -> float | None:
         return None
 
 
-def _density(layer: LayerReport) -> str:
-    return f"{layer.density:.3f}" if layer.codec == "factored" else "-"
-
-
 def _of(n_shown: int, n_all: int, words: str) -> str:
     return f"{words}; the first {n_shown} of {n_all}" if n_all > n_shown else words
 
