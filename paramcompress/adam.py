@@ -9,10 +9,11 @@ tempered; layers share as without data. docs/calibration.md has what that is wor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,9 @@ POWER = 0.5
 """Of the squared gradients, taken for importance."""
 LEAST = 1e-3
 """Smallest squared gradient that is told apart, in means."""
+_ENERGIES = (1e-200, 1e200)
+"""Ends of the weighted sum of squares of a weight that can be divided by."""
+_HINT = "calibrate with --model and --data instead"
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -45,18 +49,36 @@ def moments_of_optimizer(checkpoint: Checkpoint) -> SecondMoments:
         )
     squares = _by_name(checkpoint, states[0])
     layers, shapes = {}, {}
-    matrices = {name: value for name, value in squares.items() if is_matrix(tuple(value.shape)) and value.numel()}
+    matrices = {name: value for name, value in squares.items() if is_matrix(tuple(value.shape)) and _is_usable(value)}
     whole = sum(math.sqrt(value.numel()) for value in matrices.values())
     for name, value in matrices.items():
+        weight = checkpoint.load(name)
+        if not weight.is_floating_point():
+            continue
         layout = Layout.of(tuple(value.shape))
-        square = value.double().reshape(layout.n_rows, layout.n_columns).numpy()
-        weight = checkpoint.load(name).double().reshape(square.shape).numpy()
-        rows, columns = (_tempered(square.mean(axis)) for axis in (1, 0))
-        energy = float((rows[:, None] * columns * weight**2).sum())
-        share = math.sqrt(weight.size) / whole / max(energy, 1e-300)
+        shape = layout.n_rows, layout.n_columns
+        rows, columns = (_tempered(value.double().reshape(shape).numpy().mean(axis)) for axis in (1, 0))
+        energy = float((torch.from_numpy(rows[:, None] * columns) * weight.double().reshape(shape).square()).sum())
+        if not _ENERGIES[0] < energy < _ENERGIES[1]:  # zeros, NaN: such a weight is coded without
+            continue
+        share = math.sqrt(weight.numel()) / whole / energy
         layers[name] = Moment(columns[None], np.ones(layout.n_rows), rows * float(columns.sum()) * share)
         shapes[name] = tuple(value.shape)
+    if not layers:
+        raise CalibrationError(
+            f"{checkpoint.path or 'the dict'}: its optimizer has numbers, but none of its squared gradients belongs to "
+            "a matrix of the model",
+            hint=_HINT,
+        )
     return SecondMoments(layers, shapes)
+
+
+def _is_usable(squares: Tensor) -> bool:
+    """Whether these can be means of squares: real, finite, none below zero."""
+    if squares.numel() == 0 or not squares.is_floating_point():
+        return False
+    low, high = torch.aminmax(squares.double())
+    return float(low) >= 0 and float(high) <= torch.finfo(torch.float32).max
 
 
 def _tempered(squares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -66,14 +88,17 @@ def _tempered(squares: NDArray[np.float64]) -> NDArray[np.float64]:
     return tempered
 
 
-def _states(value: Any) -> Iterator[Mapping[str, Any]]:
-    """State dicts of optimizers that keep squared gradients, however they are nested."""
-    if isinstance(value, Mapping):
-        state = value.get("state")
-        if isinstance(state, Mapping) and any(_square(one) is not None for one in state.values()):
+def _states(value: Any) -> Iterator[dict[Any, Any]]:
+    """State dicts of optimizers that keep squared gradients, however they are nested.
+
+    All of it comes from a file of a stranger, and an OrderedDict may have an attribute called get: so dict.get.
+    """
+    if isinstance(value, dict):
+        state = dict.get(value, "state")
+        if isinstance(state, dict) and any(_square(one) is not None for one in dict.values(state)):
             yield value
         else:
-            for item in value.values():
+            for item in dict.values(value):
                 yield from _states(item)
     elif isinstance(value, list | tuple):
         for item in value:
@@ -81,15 +106,27 @@ def _states(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _square(state: Any) -> Tensor | None:
-    found = [state[key] for key in _SQUARES if key in state] if isinstance(state, Mapping) else []
-    return found[0] if found and isinstance(found[0], Tensor) else None
+    found = [dict.get(state, key) for key in _SQUARES if key in dict.keys(state)] if isinstance(state, dict) else []
+    square = found[0] if found else None
+    is_plain = isinstance(square, Tensor) and square.layout == torch.strided and not square.is_quantized
+    return square if is_plain else None
 
 
-def _by_name(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict[str, Tensor]:
+def _order(optimizer: dict[Any, Any]) -> list[Any]:
+    """Numbers of the parameters in the order of the model; that of the state where no group has any."""
+    groups = dict.get(optimizer, "param_groups")
+    inside = [dict.get(group, "params") for group in _run(groups) if isinstance(group, dict)]
+    return [number for params in inside for number in _run(params)] or list(optimizer["state"])
+
+
+def _run(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _by_name(checkpoint: Checkpoint, optimizer: dict[Any, Any]) -> dict[str, Tensor]:
     """Squared gradients by the names of the weights: an optimizer numbers its parameters in the order of the model."""
-    groups = optimizer.get("param_groups", [])
-    order = [number for group in groups for number in group.get("params", [])] or list(optimizer["state"])
-    squares = [_square(optimizer["state"].get(number)) for number in order]
+    state = optimizer["state"]
+    squares = [_square(dict.get(state, one)) if isinstance(one, int | str) else None for one in _order(optimizer)]
     trained = [one for one in checkpoint.tensors if one.alias_of is None and not one.name.endswith(_BUFFERS)]
     if len(trained) != len(squares) or any(
         square is not None and tuple(square.shape) != info.shape for info, square in zip(trained, squares, strict=True)
@@ -97,7 +134,7 @@ def _by_name(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict[str, 
         raise CalibrationError(
             f"{checkpoint.path or 'the dict'}: its optimizer has {len(squares)} parameters, which do not pair off with "
             f"{len(trained)} weights by shape",
-            hint="calibrate with --model and --data instead",
+            hint=_HINT,
         )
     return {
         info.name: square.detach().cpu() for info, square in zip(trained, squares, strict=True) if square is not None

@@ -19,7 +19,7 @@ from .errors import ConfigError
 FILE_NAME = "paramcompress.toml"
 PYPROJECT = "pyproject.toml"
 BASELINE_NAME = "paramcompress-baseline.json"
-_EXAMPLE = 'an entry [[check]] and, on lines of their own, path = "model.squeezed.safetensors" and max_size = "400kB"'
+_EXAMPLE = 'an entry [[check]] of the lines path = "model.squeezed.safetensors" and max_size = "400kB"'
 _INCREASE = 'a table such as {percent = 5, bytes = "20kB"}'
 
 
@@ -128,7 +128,7 @@ def read(path: Path) -> Budget:
         text = path.read_text(encoding="utf-8")
         content: Any = tomllib.loads(text)
     except OSError as error:
-        hint = f"write {_EXAMPLE} in it" if not path.exists() else None
+        hint = f"write it with {_EXAMPLE}" if not path.exists() else None
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from error
