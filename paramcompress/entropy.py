@@ -112,7 +112,7 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_bits = 32 * n_full + n_waiting
     counts, spans, no_slots = _start_model(False)
     words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts.copy(), spans.copy(), no_slots)
-    head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + scales.base.to_bytes(1, "little", signed=True)
+    head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
     bit_string = raw[: n_full + 1].astype("<u4").tobytes()[: (n_bits + 7) // 8]
     return head + varint(len(words)) + words.astype("<u2").tobytes() + bit_string
 

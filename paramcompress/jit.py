@@ -34,6 +34,8 @@ def _compile(function: Callable[..., Any], fastmath: bool | set[str]) -> Callabl
     except RuntimeError:  # "cannot cache function: no locator available"
         compile_alone: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(nogil=True, fastmath=fastmath)
         return compile_alone(function)
+    if dispatcher is function:  # NUMBA_DISABLE_JIT=1, for debuggers and coverage
+        return function
     cache = dispatcher._cache
     load, save = cache.load_overload, cache.save_overload
 

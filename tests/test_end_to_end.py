@@ -398,6 +398,21 @@ def test_loops_run_where_the_cache_is_damaged(empty_folder: Path, suffix: str) -
     assert use_a_loop(empty_folder, NUMBA_CACHE_DIR=str(cache)) == "5\n"
 
 
+def test_the_same_without_compiled_loops(empty_folder: Path) -> None:
+    """NUMBA_DISABLE_JIT=1, as debuggers and coverage want it: slow, and every bit as it was."""
+    code = (
+        "import sys, torch, paramcompress\n"
+        "for path in sys.argv[1:]: paramcompress.verify(path)\n"
+        "torch.manual_seed(0)\n"
+        "paramcompress.squeeze({'w': torch.randn(12, 9)}, 'new.safetensors', max_rel_error=0.1)\n"
+    )
+    golden = sorted(map(str, (Path(__file__).parent / "golden").glob("*.safetensors")))
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(paramcompress.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code, *golden], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert paramcompress.verify("new.safetensors").verified
+
+
 # ---- real files: a collection beside the checkout, where there is one
 
 
