@@ -35,7 +35,7 @@ def _compile(function: Callable[..., Any], fastmath: bool | set[str]) -> Callabl
         compile_alone: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(nogil=True, fastmath=fastmath)
         return compile_alone(function)
     if dispatcher is function:  # NUMBA_DISABLE_JIT=1, for debuggers and coverage
-        return dispatcher  # type: ignore[no-any-return]
+        return dispatcher
     cache = dispatcher._cache
     load, save = cache.load_overload, cache.save_overload
 

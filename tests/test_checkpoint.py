@@ -627,6 +627,24 @@ def index_to(shard: Any, **more: Any) -> Path:
     return Path("model")
 
 
+def index_text(text: bytes) -> Path:
+    sharded("safetensors")
+    Path("model/model.safetensors.index.json").write_bytes(text)
+    return Path("model")
+
+
+def shard(header: Any, data: bytes = b"") -> Path:
+    """A folder whose last shard is that; its index names c there."""
+    text = json.dumps(header).encode()
+    return shard_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def shard_bytes(content: bytes) -> Path:
+    index_to("model-1.safetensors")
+    Path("model/model-1.safetensors").write_bytes(content)
+    return Path("model")
+
+
 def two_files() -> Path:
     Path("model").mkdir()
     save({"w": ONE}, "model/a.pt")
@@ -695,6 +713,23 @@ BAD = {
     "no tensors": (lambda: safetensors_file({}), "no tensor"),
     "empty folder": (empty_folder, "without a checkpoint"),
     "two files": (two_files, "2 checkpoints"),
+    "index deep": (lambda: index_text(b'{"weight_map":' + b"[" * 100_000), "index"),
+    "index with a name twice": (
+        lambda: index_text(b'{"weight_map":{"a":"model-0.safetensors","a":"model-1.safetensors"}}'),
+        "stands twice",
+    ),
+    "index cut short": (lambda: index_text(b'{"weight_map":{"a":"model-0.safetensors"'), "index"),
+    "index no UTF-8": (lambda: index_text(b'{"weight_map":{"\xff":"model-0.safetensors"}}'), "index"),
+    "index a list": (lambda: index_text(b"[]"), "index"),
+    "index of itself": (lambda: index_to("model.safetensors.index.json"), "no checkpoint"),
+    "shard of petabytes": (lambda: shard({"c": entry([1 << 48], 0, 1 << 50)}), "expected"),
+    "shard with a header of petabytes": (lambda: shard_bytes(struct.pack("<Q", 1 << 60) + b"{}"), "header"),
+    "shard that overlaps itself": (
+        lambda: shard({"b": entry([2], 0, 8), "c": entry([2], 4, 12)}, bytes(12)),
+        "overlaps",
+    ),
+    "shard of an unknown dtype": (lambda: shard({"c": entry([1], 0, 4, "F7")}, bytes(4)), "F7"),
+    "shard cut short": (lambda: shard({"c": entry([2], 0, 8)}, bytes(7)), "cut short"),
     "shard outside": (lambda: index_to("../x.safetensors"), "plain file name"),
     "shard absolute": (lambda: index_to("/etc/passwd"), "plain file name"),
     "shard no text": (lambda: index_to(3), "plain file name"),
@@ -721,6 +756,26 @@ def test_bad_input_is_refused_in_one_line(case: str) -> None:
     assert "\n" not in text
     assert len(text) < 500
     assert str(caught.value.path).startswith(str(path))
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "index"])
+def test_every_prefix_is_refused(kind: str) -> None:
+    """A file that ends early, wherever that is."""
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2).half()}
+    if kind == "index":
+        path = index_to("model-1.safetensors") / "model.safetensors.index.json"
+        content = path.read_bytes()
+    else:
+        path = Path("cut")
+        content = {
+            "zip": lambda: saved_bytes(tensors),
+            "legacy": lambda: saved_bytes(tensors, _use_new_zipfile_serialization=False),
+            "safetensors": lambda: safetensors.torch.save(tensors),
+        }[kind]()
+    for n_bytes in range(0, len(content), 2):
+        path.write_bytes(content[:n_bytes])
+        with pytest.raises(CheckpointError):
+            open_checkpoint(path)
 
 
 def test_the_tensor_is_named() -> None:

@@ -278,6 +278,31 @@ def test_regression_attributes_do_not_hide_the_methods_of_a_dict(name: str) -> N
         assert [info.name for info in checkpoint.tensors] == ["w"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.uint16, torch.bool, torch.complex128])
+def test_regression_a_storage_that_ends_early_is_refused(dtype: torch.dtype) -> None:
+    """torch maps the file into memory and does not ask how long a member is: what follows it, the rest of the zip
+    archive, came out as weights. Its checksum is right."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(30).to(dtype), "v": torch.ones(4).to(dtype)}, buffer)
+    data, rest = unzip(buffer.getvalue())
+    Path("model.pt").write_bytes(torch_zip(data, rest))
+    with open_checkpoint("model.pt") as checkpoint:
+        assert torch.equal(checkpoint.load("w"), torch.ones(30).to(dtype)), "the control"
+    for n_bytes in (0, 1, 30 * dtype.itemsize - 1):
+        Path("model.pt").write_bytes(torch_zip(data, rest | {"data/0": rest["data/0"][:n_bytes]}))
+        with pytest.raises(CheckpointError, match="its storage 'data/0' ends early"):
+            open_checkpoint("model.pt")
+
+
+def test_a_storage_whose_length_is_no_number_is_refused() -> None:
+    """A tensor of one integer may stand for a length in torch, and what it holds is not known here."""
+    program = text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+    storage = b"(" + program + b"N" + b"tQ"
+    Path("model.pt").write_bytes(torch_zip(b"\x80\x02}" + text("x") + storage + b"s.", members()))
+    with pytest.raises(CheckpointError, match="without its length"):
+        open_checkpoint("model.pt")
+
+
 def test_many_views_of_little_memory_are_refused() -> None:
     """Each of them may be honest; all together they would fill a disk."""
     torch.save({str(i): torch.ones(1).expand(1 << 23) for i in range(200)}, "model.pt")

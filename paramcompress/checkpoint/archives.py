@@ -6,22 +6,28 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 from ..errors import CheckpointError
-from .pickles import check_pickles, first_line
+from .pickles import check_pickles, first_line, merged
 
 _BLOCK_BYTES = 1 << 20
 _COPY_AGAIN = "copy or download it again"
 _EXPORT = "export its weights: torch.save(torch.jit.load(path).state_dict(), new_path)"
 
 
-def check_zip(file: IO[bytes], path: Path) -> int:
-    """Check what torch.load would not: whole, stored, checksums right. Returns the protocol of its pickle."""
+def check_zip(file: IO[bytes], path: Path, item_bytes: Mapping[str, int]) -> int:
+    """Check what torch.load would not: whole, stored, checksums right, storages as long as the pickle says.
+
+    Args:
+        item_bytes: by class of storage, such as "FloatStorage"; those of all others are bytes.
+
+    Returns the protocol of its pickle.
+    """
     refuse = partial(CheckpointError, path)
     try:
         members = zipfile.ZipFile(file).infolist()
@@ -47,8 +53,18 @@ def check_zip(file: IO[bytes], path: Path) -> int:
             raise refuse(f"{member.filename!r} is compressed inside the zip", hint="save it with torch.save")
         if member.CRC not in (0, _crc(file, member)):  # 0: torch was told not to compute them
             raise refuse(f"damaged or cut short: {member.filename!r} does not match its checksum", hint=_COPY_AGAIN)
-    pickles = (member for member in members if member.filename.endswith("/data.pkl"))
-    return max(check_pickles(BytesIO(b"".join(_blocks(file, member))), path) for member in pickles)
+    pickles = [member for member in members if member.filename.endswith("/data.pkl")]
+    look = merged([check_pickles(BytesIO(b"".join(_blocks(file, member))), path) for member in pickles])
+    lengths = {member.filename.partition("/")[2]: member.file_size for member in members}
+    for key, kind, n_items in sorted(look.storages):
+        # torch maps the file and would take what lies behind a short member for weights
+        wanted, n_bytes = n_items * item_bytes.get(kind.rpartition(" ")[2], 1), lengths.get(f"data/{key}", 0)
+        if n_bytes < wanted:
+            raise refuse(
+                f"damaged: its storage 'data/{key}' ends early: {wanted:,} bytes expected, {n_bytes:,} found",
+                hint=_COPY_AGAIN,
+            )
+    return look.protocol
 
 
 def _blocks(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:

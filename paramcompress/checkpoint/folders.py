@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .safetensors_files import unique
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 _INDEX_SUFFIX = ".index.json"
@@ -57,7 +58,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _read_index(path: Path) -> Index:
     try:
-        extra = json.loads(path.read_bytes())
+        extra = json.loads(path.read_bytes(), object_pairs_hook=unique)
         weight_map = extra.pop("weight_map")
         places = {str(name): path.parent / plain_name(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -24,16 +24,32 @@ _CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST")
 
 @dataclass
 class _Value:
-    """What stands in the place of a value: how deep its tuples nest, and of names, texts and tuples what they say."""
+    """What stands in the place of a value: how deep its tuples nest, and of names, texts, numbers and tuples what they
+    say."""
 
     depth: int = 0
     name: str = ""
     text: str = ""
+    number: int | None = None
     items: tuple[_Value, ...] = ()
 
 
-def check_pickles(file: IO[bytes], source: object, *, n_pickles: int = 1) -> int:
-    """Pass over the next `n_pickles` pickles of `file`; returns the highest protocol among them.
+@dataclass
+class Look:
+    """What is known of pickles that were passed over."""
+
+    protocol: int = 0
+    storages: set[tuple[str, str, int]] = field(default_factory=set)
+    """Key, class such as "torch FloatStorage", and number of items of every storage, as often as it is named."""
+    texts: set[str] = field(default_factory=set)
+
+    @property
+    def keys(self) -> set[str]:
+        return {key for key, _, _ in self.storages}
+
+
+def check_pickles(file: IO[bytes], source: object, *, n_pickles: int = 1) -> Look:
+    """Pass over the next `n_pickles` pickles of `file`; returns what is known of them all.
 
     The last of several lists the storages of those before it (torch before 1.6): torch would hand out what was in
     memory before for one that is missing there.
@@ -41,7 +57,7 @@ def check_pickles(file: IO[bytes], source: object, *, n_pickles: int = 1) -> int
     Raises CheckpointError for one that is damaged, nests tuples too deep, asks for unlimited memory or for memory that
     nothing in the file fills.
     """
-    looks = []
+    looks: list[Look] = []
     try:
         for _ in range(n_pickles):
             looks.append(_look(file, source))
@@ -52,9 +68,18 @@ def check_pickles(file: IO[bytes], source: object, *, n_pickles: int = 1) -> int
             source, f"its pickle is damaged or cut short ({first_line(error)})", hint="copy or download the file again"
         ) from error
     *others, last = looks
-    if missing := set().union(*(look.storages for look in others)) - last.texts:
+    if missing := set().union(*(look.keys for look in others)) - last.texts:
         raise CheckpointError(source, f"damaged: its storage {min(missing)!r} is not in the file")
-    return max(look.protocol for look in looks)
+    return merged(looks)
+
+
+def merged(looks: list[Look]) -> Look:
+    """Several as one, with the highest protocol."""
+    return Look(
+        max((look.protocol for look in looks), default=0),
+        set().union(*(look.storages for look in looks)),
+        set().union(*(look.texts for look in looks)),
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -62,20 +87,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-@dataclass
-class _Look:
-    """What is known of a pickle that was passed over: its protocol, the keys of its storages, all its texts."""
-
-    protocol: int = 0
-    storages: set[str] = field(default_factory=set)
-    texts: set[str] = field(default_factory=set)
-
-
-def _look(file: IO[bytes], source: object) -> _Look:
+def _look(file: IO[bytes], source: object) -> Look:
     """Run the operations of a pickle on a stack of `_Value`, with None for a mark."""
     stack: list[_Value | None] = []
     memo: dict[int, _Value | None] = {}
-    look = _Look()
+    look = Look()
     argument: Any
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
@@ -108,8 +124,13 @@ def _look(file: IO[bytes], source: object) -> _Look:
             if taken and (is_tuple or name in _CALLS) and _MEMORY.fullmatch(taken[0].name):
                 raise CheckpointError(source, f"calls {taken[0].name.replace(' ', '.')}, as no file of torch.save does")
             if name == "BINPERSID":
-                look.storages.update(one.text for one in taken[0].items[2:3])
-            stack += [_Value(depth, items=tuple(taken) if is_tuple else ())] * len(opcode.stack_after)
+                items = taken[0].items
+                n_items = items[4].number if len(items) > 4 else None
+                if n_items is None or n_items < 0:
+                    raise CheckpointError(source, "names a storage without its length, as no file of torch.save does")
+                look.storages.update((key.text, items[1].name, n_items) for key in items[2:3])
+            number = argument if isinstance(argument, int) else None
+            stack += [_Value(depth, number=number, items=tuple(taken) if is_tuple else ())] * len(opcode.stack_after)
     return look
 
 

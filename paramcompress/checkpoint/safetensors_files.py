@@ -71,7 +71,7 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Entry]]:
             )
         content = file.read(n_header)
     try:
-        header = json.loads(content, object_pairs_hook=_unique)
+        header = json.loads(content, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             path, f"not a safetensors file, or damaged: its header does not parse ({error})"
@@ -98,7 +98,8 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Entry]]:
     return metadata, [Entry(name, dtype, shape, 8 + n_header + start) for (start, _), name, dtype, shape in placed]
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs of JSON; ValueError where a name stands twice: readers differ in which counts."""
     names = dict(pairs)
     if len(names) < len(pairs):
         raise ValueError("a name stands twice")

@@ -51,7 +51,10 @@ def read_object(path: Path) -> tuple[Any, dict[int, Call]]:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
-        protocol = check_zip(file, path) if is_zip else check_pickles(file, path, n_pickles=_LEGACY_PICKLES)
+        if is_zip:
+            protocol = check_zip(file, path, _ITEM_BYTES)
+        else:
+            protocol = check_pickles(file, path, n_pickles=_LEGACY_PICKLES).protocol
     safe, bodies = stand_ins()
     try:
         with quiet(), _only_safe_globals(safe):
@@ -118,6 +121,7 @@ _TYPED = {
     "qint32": "QInt32Storage",
 }
 """Dtypes older than torch 2.1 have a class of storages each; all others are bytes with a dtype beside them."""
+_ITEM_BYTES = {name: torch_dtype(dtype).itemsize for dtype, name in _TYPED.items()}
 
 
 @dataclass(frozen=True)
