@@ -457,6 +457,18 @@ def test_help_and_version_load_nothing_heavy(args: list[str]) -> None:
     assert out.splitlines()[-1] == "loaded: set()"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_output_that_goes_to_a_full_disk(as_json: list[str]) -> None:
+    """One line and exit code 3, and no second complaint when Python flushes at its end."""
+    golden = str(Path(__file__).parent / "golden" / "patch.safetensors")
+    with Path("/dev/full").open("w") as full:
+        code = "from paramcompress.cli import main; main()"
+        with start(code, "inspect", golden, *as_json, stdout=full, stderr=subprocess.PIPE) as process:
+            _, said = process.communicate()
+    assert (process.returncode, said) == (3, "error: standard output: No space left on device\n")
+
+
 def read_all(descriptor: int) -> str:
     data = io.BytesIO()
     try:

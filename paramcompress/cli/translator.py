@@ -5,6 +5,7 @@ Errors go to stderr in words also under `--json`: stdout then stays empty, and t
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -13,12 +14,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ParamCompressError
+from ..errors import OutputError, ParamCompressError
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """What a shell shows for a program that SIGPIPE ended: the reader left, and nobody is there to be told."""
+
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Translator(TyperGroup):
@@ -49,8 +53,14 @@ class Translator(TyperGroup):
             _say("error", "interrupted", "bold red")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would fail again
+            _discard_output()
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except OSError as error:
+            if error.errno not in _NO_SPACE:  # files are the business of the rooms that open them
+                raise
+            _discard_output()
+            _say("error", f"standard output: {error.strerror}", "bold red")
+            raise typer.Exit(OutputError.exit_code) from error
         except EOFError as error:  # typer would take it for an impatient user and exit 1
             raise RuntimeError("input ended unexpectedly") from error
         return result
@@ -63,6 +73,11 @@ class Translator(TyperGroup):
             traceback.print_exc()
             _say("error", "this is a bug in paramcompress; please report it with the lines above", "bold red")
             sys.exit(EXIT_BUG)
+
+
+def _discard_output() -> None:
+    """Let stdout lead nowhere, or the flush at exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(label: str, text: str, style: str) -> None:
