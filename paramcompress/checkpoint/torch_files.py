@@ -191,7 +191,8 @@ def write_object(path: Path, value: Any, infos: Mapping[str, TensorInfo], load: 
     except (TypeError, AttributeError, KeyError, RecursionError, pickle.PicklingError) as error:
         raise ValueError(f"values that no torch file holds ({error})") from error
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        _add(archive, "data.pkl", buffer.getbuffer())
+        # no view: where the disk is full the error keeps it, and Python 3.13 complains of a buffer that dies in use
+        _add(archive, "data.pkl", buffer.getvalue())
         _add(archive, "byteorder", sys.byteorder.encode())
         for name, key in pickler.keys.items():
             _add(archive, f"data/{key}", tensor_bytes(load(name), infos[name]))
