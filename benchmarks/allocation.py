@@ -11,6 +11,7 @@ size-0.25  relative error grows with the fourth root of the layer's weights (n *
 root, which is least
            total relative squared error
 absolute   the same mean squared error in every weight: least total squared error
+between    the geometric mean of size-0.25 and absolute
 width      relative error grows with the fourth root of the inputs of a feature (n_in * K)
 """
 
@@ -38,6 +39,7 @@ MEASURES: Mapping[str, Weight] = {
     "size-0.25": lambda w: w.numel() ** 0.25,
     "size-0.5": lambda w: w.numel() ** 0.5,
     "absolute": lambda w: 1 / float(w.square().mean().sqrt()),
+    "between": lambda w: w.numel() ** 0.125 / float(w.square().mean().sqrt()) ** 0.5,
     "width": lambda w: (w.numel() / w.shape[0]) ** 0.25,
 }
 

@@ -13,10 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from paramcompress import metrics, ranks
+from paramcompress import ranks
 from paramcompress.codec import Factors, Layout, LowRank
 from paramcompress.estimate import estimated_bits
 from paramcompress.sample import Sample
@@ -25,9 +24,9 @@ from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 LEAST_STEP = 1e-30
-LEAST_REFINED = 0.7
-"""What low rank leaves is quantised with at most this share of its energy as error, also where the limit would allow to
-leave it all: it is no noise, but whole features that are quiet beside the others."""
+MOST_LOST, LEAST_REFINED = 0.02, 0.7
+"""Where low rank leaves more than half of this share of the features, what it leaves may keep that share as error, also
+where the limit would allow to leave it all: it is no noise, but features that are quiet beside the others."""
 MOST_BASIS = 0.5
 """Of the bytes of a layer without one: what a basis fitted to its kernels may cost, or it is not even fitted."""
 
@@ -101,7 +100,7 @@ def fit(
         rest = low_rank.product()
         np.subtract(weight, rest, out=rest)
         if choice.rank is None:
-            target = min(target, LEAST_REFINED * _mean_square(rest))
+            target = min(target, _refined(weight, rest))
     x = transform.coordinates(rest)
     del rest
     trellis, period = TRELLISES[effort.n_states], layout.kernel_size
@@ -128,7 +127,7 @@ def _choose(
         rest, allowed = sample.x, target
         if low_rank is not None:
             rest = sample.x - low_rank.part(sample.rows, sample.columns)
-            allowed = min(target, LEAST_REFINED * _mean_square(rest))
+            allowed = min(target, _refined(sample.x, rest))
         bits = estimated_bits(transform.coordinates(rest), allowed / transform.stretch)
         n = transform.n_bytes + bits * weight.size / sample.x.size / 8
         return n if low_rank is None else n + ranks.n_bytes(low_rank)
@@ -159,5 +158,8 @@ def _choose(
     return best, chosen
 
 
-def _mean_square(matrix: NDArray[np.float32]) -> float:
-    return metrics.survey(torch.from_numpy(matrix)).norm ** 2 / matrix.size
+def _refined(weight: NDArray[np.float32], rest: NDArray[np.float32]) -> float:
+    """Mean squared error to which what low rank leaves of a weight has to be refined; inf where no feature is lost."""
+    energies, left = (np.square(one, dtype=np.float64).sum(1) for one in (weight, rest))
+    is_lost = (left > energies / 2) & (energies > 0)
+    return LEAST_REFINED * float(left.sum()) / rest.size if is_lost.mean() > MOST_LOST else math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import sys
 import time
@@ -142,7 +143,7 @@ def squeeze(
             options.get("layers", {}),
             include,
             exclude,
-            for_size=size is not None,
+            loudness=None if size is None else _loudness(distinct, checkpoint, workers),
         )
         with torch_threads(n_threads):
             guided = guide.make(
@@ -640,6 +641,18 @@ def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Itera
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _loudness(tensors: Iterable[TensorInfo], checkpoint: Checkpoint, workers: int) -> dict[str, float]:
+    """Root mean square of every matrix of finite numbers, by name."""
+
+    def measure(info: TensorInfo) -> tuple[str, float]:
+        heap.make_room(info.n_bytes)
+        norm = metrics.survey(checkpoint.load(info.name)).norm
+        return info.name, norm / math.sqrt(max(_n_weights(info), 1))
+
+    matrices = (info for info in tensors if plan.is_matrix(info.shape) and info.dtype in layer.FLOATS)
+    return {name: rms for name, rms in _in_order(measure, matrices, workers) if math.isfinite(rms)}
 
 
 def one_torch_thread() -> contextlib.AbstractContextManager[None]:

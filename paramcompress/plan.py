@@ -1,7 +1,7 @@
 """What the user asked for, worked out for every tensor: patterns to settings, a size to a common error. Opens no file.
 
 A plan has one number that moves, the *level*: the relative error allowed in a matrix without a limit of its own, of
-average size where a size is to be met (`SHARE_POWER`), of any size otherwise.
+average size and loudness where a size is to be met (`_shares`), of any size otherwise.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ DEFAULT_MAX_REL_ERROR = 0.03
 """Where no target is given; docs/defaults.md has the measurements."""
 VECTOR_LIMIT = 1e-3
 """Relative error of vectors when the target is a size."""
-SHARE_POWER = 0.25
-"""Under a size target, the relative error allowed in a matrix grows with this power of its number of weights: up to 1.7
-points better than equal errors on the nets measured (docs/defaults.md). 0.5 would make the sum of squares least."""
+SIZE_POWER, LOUDNESS_POWER = 0.125, -0.5
+"""Under a size target, the relative error allowed in a matrix grows with these powers of its number of weights and of
+their root mean square. 0.5 and 0 would make the sum of relative squares least, 0 and -1 that of squares; half way
+between a quarter of the one and the other is never far from the best on the five nets measured (docs/defaults.md)."""
+FARTHEST_SHARE = 8.0
+"""Of the level, or its inverse: the scale of a matrix may mean nothing where a normalisation follows."""
 LARGEST_LEVEL = 32.0
-"""Here every matrix, however small its share, is allowed an error of 1: all zero."""
+"""Here every matrix, however small its share, is allowed an error of 1: all zero. More than FARTHEST_SHARE."""
 SMALLEST_LEVEL = 1e-6
 
 
@@ -75,15 +78,15 @@ def make(
     include: Sequence[str],
     exclude: Sequence[str],
     *,
-    for_size: bool,
+    loudness: Mapping[str, float] | None = None,
 ) -> Plan:
     """Plan of a checkpoint.
 
     Args:
         layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key.
         include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
-        for_size: whether the level is to be searched for a size: then vectors may be coded too, and large matrices
-            more coarsely.
+        loudness: root mean squares of the matrices, where the level is to be searched for a size: then vectors may be
+            coded too, and large and quiet matrices more coarsely. A matrix that is not in it has the level.
 
     Raises:
         ConfigError: a pattern that matches no tensor, or is no regular expression.
@@ -106,20 +109,20 @@ def make(
         tuple(tensors),
         {name: Override(**values) for name, values in overrides.items()},
         frozenset(squeezed),
-        VECTOR_LIMIT if for_size else 0.0,
-        _shares(tensors) if for_size else {},
+        VECTOR_LIMIT if loudness is not None else 0.0,
+        _shares(tensors, loudness or {}),
     )
 
 
-def _shares(tensors: Sequence[TensorInfo]) -> dict[str, float]:
-    """n ** SHARE_POWER of every matrix over the geometric mean of these."""
-    logs = {info.name: SHARE_POWER * math.log(math.prod(info.shape)) for info in tensors if _counts(info)}
+def _shares(tensors: Sequence[TensorInfo], loudness: Mapping[str, float]) -> dict[str, float]:
+    """Of the level, for every matrix whose loudness is known; their geometric mean is about 1."""
+    logs = {
+        info.name: SIZE_POWER * math.log(math.prod(info.shape)) + LOUDNESS_POWER * math.log(loudness[info.name])
+        for info in tensors
+        if is_matrix(info.shape) and loudness.get(info.name, 0) > 0
+    }
     mean = sum(logs.values()) / max(len(logs), 1)
-    return {name: math.exp(log - mean) for name, log in logs.items()}
-
-
-def _counts(info: TensorInfo) -> bool:
-    return is_matrix(info.shape) and math.prod(info.shape) > 0 and info.dtype in FLOATS
+    return {name: min(max(math.exp(log - mean), 1 / FARTHEST_SHARE), FARTHEST_SHARE) for name, log in logs.items()}
 
 
 def matching(pattern: str, names: Sequence[str]) -> list[str]:

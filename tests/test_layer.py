@@ -335,3 +335,10 @@ def test_quiet_features_are_not_left_to_the_error_of_loud_ones(rng: np.random.Ge
     assert piece.entry.dictionary == "lowrank", "or the test shows nothing"
     assert true_error(weight, decoded) <= 0.28
     assert true_error(weight[118:], decoded[118:]) < 0.9
+
+
+def test_what_low_rank_leaves_as_noise_is_left(rng: np.random.Generator) -> None:
+    """Was: a weight of exact rank took 1.7 times its bytes, for the noise of its own factors."""
+    exact = low_rank(rng, 500, 400, 15)
+    piece, _ = squeeze_one(exact, 0.03, "default")
+    assert (piece.entry.dictionary, piece.entry.density) == ("lowrank", 0)

@@ -31,10 +31,10 @@ def settings(
     include: list[str] | None = None,
     exclude: list[str] | None = None,
     *,
-    for_size: bool = False,
+    loudness: dict[str, float] | None = None,
     level: float = 0.1,
 ) -> dict[str, Setting]:
-    made = make(TENSORS, layers or {}, include or [], exclude or [], for_size=for_size)
+    made = make(TENSORS, layers or {}, include or [], exclude or [], loudness=loudness)
     return {info.name: made.setting(info, level) for info in TENSORS}
 
 
@@ -99,9 +99,25 @@ def test_without_options_matrices_have_the_level_and_the_rest_is_exact() -> None
 
 
 def test_vectors_have_the_smaller_of_their_limit_and_the_level() -> None:
-    assert limits(for_size=True)["fc.bias"] == 1e-3
-    assert limits(for_size=True, level=1e-5)["fc.bias"] == 1e-5
-    assert limits(for_size=True)["steps"] == 0
+    assert limits(loudness={})["fc.bias"] == 1e-3
+    assert limits(loudness={}, level=1e-5)["fc.bias"] == 1e-5
+    assert limits(loudness={})["steps"] == 0
+
+
+def test_for_a_size_large_and_quiet_matrices_are_coarser() -> None:
+    found = limits(loudness={"conv1.weight": 1.0, "conv2.weight": 1.0, "fc.weight": 0.25})
+    assert found["conv2.weight"] / found["conv1.weight"] == pytest.approx((8 / 3) ** 0.125)
+    assert found["fc.weight"] / found["conv1.weight"] == pytest.approx(2 * (80 / 216) ** 0.125)
+    assert found["odd[0].weight"] == 0.1, "nothing is known of it"
+    product = found["conv1.weight"] * found["conv2.weight"] * found["fc.weight"]
+    assert product == pytest.approx(0.1**3), "the level is what a matrix of average size and loudness may have"
+
+
+def test_no_matrix_is_more_than_eight_times_from_the_level() -> None:
+    found = limits(loudness={"conv1.weight": 1e-20, "conv2.weight": 1e20, "fc.weight": 1.0}, level=0.01)
+    assert (found["conv1.weight"], found["conv2.weight"]) == (pytest.approx(0.08), pytest.approx(0.00125))
+    silent = limits(loudness={"conv1.weight": 0.0, "conv2.weight": 1.0})
+    assert silent["conv1.weight"] == silent["conv2.weight"] == 0.1
 
 
 def test_include_and_exclude() -> None:
