@@ -261,6 +261,14 @@ def test_projecting_keeps_what_can_be_kept() -> None:
     assert errors["data"][1] < errors["plain"][1]
 
 
+def test_projecting_to_learned_low_rank_is_the_best_approximation() -> None:
+    """Eckart-Young."""
+    layer, weight = linear("learned"), random(25, N_IN)
+    layer.project(weight)
+    least = float(torch.linalg.svdvals(weight)[8:].norm())
+    assert float((weight - layer.dense_weight()).norm()) == pytest.approx(least, rel=1e-4)
+
+
 @EACH
 def test_merge_gives_plain_layers(kind: str) -> None:
     net = nn.Sequential(linear(kind, groups=3), nn.Sigmoid(), nn.Linear(25, 2))

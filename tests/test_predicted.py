@@ -292,6 +292,9 @@ def test_a_recipe_asks_for_no_more_than_a_layer_is_worth() -> None:
     wide = honest() | {"shape": [4, 2**16], "n_support": 2**15, "groups": 1}
     with pytest.raises(ValueError, match="numbers"):
         Recipe.from_json(json.dumps(wide | {"parameters": {"grid": [256, 256], "sigma": 1.0}}).encode())
+    slow = honest() | {"shape": [4, 2**13], "n_support": 2**12, "groups": 4}
+    with pytest.raises(ValueError, match="too large to regenerate"):
+        Recipe.from_json(json.dumps(slow | {"parameters": {"grid": [128, 64], "sigma": 1.0}}).encode())
     stored = Recipe("pca", (64, 4096), 64, 4096, "leading", [0], stored=True)
     with pytest.raises(ValueError, match="numbers"):
         Recipe.from_json(stored.to_json())

@@ -37,7 +37,10 @@ MOST_POSITIONS = 2**16
 MOST_ENTRIES = 2**28
 """Entries of all dictionaries of a layer."""
 MOST_WORK = 2**37
-"""Products that make all of a layer's dictionaries orthonormal: a minute or two. Above, a recipe is no bargain."""
+LEAST_WORK = 2**30
+WORK_EACH = 2**16
+"""Products that make all of a layer's dictionaries orthonormal: at most LEAST_WORK, a second, or WORK_EACH for each of
+its weights, and never more than MOST_WORK, a minute or two. Above, a recipe is no bargain."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Recipe:
             return
         dictionary = self._dictionary()
         n = self.n_in // dictionary.channels
-        if n > MOST_POSITIONS or n_products(self.n_in, self.n_support, self.groups, dictionary.channels) > MOST_WORK:
+        if not is_quick(self.shape, self.n_support, self.groups, dictionary.channels):
             raise ValueError("dictionaries too large to regenerate")
         if dictionary.sized(self.n_support // dictionary.channels)[0] is not dictionary:
             raise ValueError("a dictionary of no size")
@@ -163,9 +166,12 @@ def _regenerated(text: bytes) -> NDArray[np.float32]:
     return made
 
 
-def n_products(n_in: int, n_support: int, groups: int, channels: int) -> int:
-    """About what it takes to make the dictionaries of a layer orthonormal."""
-    return 4 * groups * (n_in // channels) * (n_support // channels + 1) ** 2
+def is_quick(shape: tuple[int, ...], n_support: int, groups: int, channels: int) -> bool:
+    """Whether the dictionaries of a layer of that dense shape are regenerated soon enough."""
+    n_in = math.prod(shape[1:])
+    n_products = 4 * groups * (n_in // channels) * (n_support // channels + 1) ** 2
+    allowed = min(MOST_WORK, max(LEAST_WORK, WORK_EACH * shape[0] * n_in))
+    return n_in // channels <= MOST_POSITIONS and n_products <= allowed
 
 
 def group_atoms(

@@ -17,7 +17,7 @@ from torch import Tensor
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.dictionaries.orthonormal import on_grid
-from paramcompress.dictionaries.recipe import MOST_POSITIONS, MOST_WORK, Recipe, group_atoms, n_products
+from paramcompress.dictionaries.recipe import Recipe, group_atoms, is_quick
 from paramcompress.dictionaries.supports import FOLLOW_FROM_SEED, support
 from paramcompress.errors import PredictionError, SingularKernelError
 
@@ -96,8 +96,7 @@ def dictionaries(wish: Wish, shape: tuple[int, ...]) -> tuple[Recipe, Tensor, li
     stored = (
         not dictionary.is_regenerated
         or (solved and not wish.orthonormal)
-        or n_in // dictionary.channels > MOST_POSITIONS
-        or n_products(n_in, n_support, groups, dictionary.channels) > MOST_WORK
+        or not is_quick(shape, n_support, groups, dictionary.channels)
     )
     recipe = Recipe(
         kind=dictionary.kind,
@@ -188,3 +187,8 @@ def spectral_start(recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, 
     atoms, coefficients, values = truncated_svd(dense, recipe.n_support, generator=generator)
     roots = values.clamp(min=1e-30).sqrt()
     return (coefficients / roots).contiguous(), (atoms * roots).T[None].contiguous()
+
+
+def leading_directions(weight: Tensor, rank: int) -> Tensor:
+    """D^T (rank, n_in): the right singular vectors of a weight (n_out, n_in) with the largest singular values."""
+    return torch.linalg.svd(weight, full_matrices=False)[2][:rank]

@@ -92,13 +92,16 @@ class Predicted(nn.Module):
     def project(self, weight: Tensor, moment: Tensor | None = None) -> None:
         """Learn nothing, but take the numbers that come nearest to a dense weight.
 
-        Minimises tr(E H E^T), E = W - W_hat: with D of a group, C = W H D (D^T H D)^-1.
+        Minimises tr(E H E^T), E = W - W_hat: with D of a group, C = W H D (D^T H D)^-1. Learned atoms become the
+        leading singular vectors of the weight first.
 
         Args:
             weight: of the layer's dense shape.
             moment: H (n_in, n_in), second moments of the layer's inputs; the unit matrix without.
         """
         wanted = weight.detach().reshape(self.cooked.n_out, -1).double()
+        if self.is_low_rank:
+            self.dictionary.copy_(build.leading_directions(wanted, self.cooked.n_support)[None])
         for j in range(self.cooked.groups):
             atoms = self.dictionary[j].double()
             seen = atoms if moment is None else atoms @ moment.double().to(atoms.device)
