@@ -191,4 +191,5 @@ def spectral_start(recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, 
 
 def leading_directions(weight: Tensor, rank: int) -> Tensor:
     """D^T (rank, n_in): the right singular vectors of a weight (n_out, n_in) with the largest singular values."""
-    return torch.linalg.svd(weight, full_matrices=False)[2][:rank]
+    atoms: Tensor = torch.linalg.svd(weight, full_matrices=False)[2][:rank]
+    return atoms
