@@ -95,3 +95,20 @@ class CalibrationError(ParamCompressError, ValueError):
     """Calibration input that does not fit the checkpoint."""
 
     exit_code = 2
+
+
+class PredictionError(ParamCompressError, ValueError):
+    """A layer, fraction, support or dictionary that weights cannot be predicted with."""
+
+    exit_code = 2
+
+
+class SingularKernelError(PredictionError):
+    """The kernel matrix of a support has no inverse that can be computed; .ridge would mend it."""
+
+    def __init__(self, n_support: int, ridge: float, needed: float) -> None:
+        super().__init__(
+            f"the kernel matrix of a support of {n_support} inputs is singular with ridge {ridge:g}",
+            hint=f"ridge={needed:.1g} mends it",
+        )
+        self.n_support, self.ridge = n_support, needed

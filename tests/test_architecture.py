@@ -23,6 +23,7 @@ FLOORS = (
         "checkpoint",
         "config",
         "pages",
+        "predict",
         "plot",
     ),
     ("scales", "sample", "quantize", "feedback", "codec", "inputs"),
