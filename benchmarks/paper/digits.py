@@ -16,4 +16,6 @@ def images() -> tuple[Labelled, Labelled]:
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     pixels = found.images[order, None] * (255 / 16)
-    return labelled(pixels[N_TEST:], found.target[order][N_TEST:]), labelled(pixels[:N_TEST], found.target[order][:N_TEST])
+    return labelled(pixels[N_TEST:], found.target[order][N_TEST:]), labelled(
+        pixels[:N_TEST], found.target[order][:N_TEST]
+    )

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10 as tensors, from the formats they are handed out in; nothing is fetched and nothing is scaled but to [0, 1].
+"""MNIST and CIFAR-10 as tensors, from the formats they are handed out in. Fetches nothing.
 
 Shapes: images (n, channels, height, width) float32 in [0, 1], labels (n,) int64.
 """

@@ -1,7 +1,7 @@
 """The perceptron 784-500-500-10 on MNIST: two predicted layers, ten columns, every pair of dictionaries.
 
-As in the paper but for what 2013 did not have: rectified units, Adam with a decaying rate, orthonormal atoms, and the epoch
-chosen on validation data where the authors' code reports the last one's test error.
+As in the paper but for what 2013 did not have: rectified units, Adam with a decaying rate, orthonormal atoms, and the
+epoch chosen on validation data where the authors' code reports the last one's test error.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def build(setting: Setting, data: Perceptron, parts: Split, seed: int) -> nn.Mod
 
     model = perceptron(n_in, data.widths)
     maker: Callable[[nn.Module], None] | None = pretrain if data.pretrained else None
-    return predicted(
-        model, setting.method, setting.fraction, data.places, parts.training.inputs, seed, pretrain=maker
-    )
+    return predicted(model, setting.method, setting.fraction, data.places, parts.training.inputs, seed, pretrain=maker)
 
 
 def run(setting: Setting, data: Perceptron, seed: int) -> dict[str, Any]:

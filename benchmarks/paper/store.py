@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +56,7 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text(json.dumps(self._content, indent=1) + "\n")
-        os.replace(scratch, self.path)
+        scratch.replace(self.path)
 
     def mean(self, setting: str, field: str) -> Mean | None:
         """Over the seeds that are there; None if there are none."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paramcompress import predict
 
@@ -47,7 +47,7 @@ class Recipe:
 
 
 class Outcome(NamedTuple):
-    """Errors in percent at the epoch (from 1) of the lowest validation error, the first of equals; and the time it took."""
+    """Errors in percent at the epoch (from 1) of the lowest validation error, the first of equals; the time of all."""
 
     validation_error: float
     test_error: float
@@ -71,7 +71,7 @@ def split(training: Labelled, test: Labelled, n_validation: int, seed: int) -> S
 
 
 def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int) -> Outcome:
-    """Train in place and report errors at the best epoch on validation data; the model is left as after the last one."""
+    """Train in place; errors at the best epoch on validation data. The model is left as the last epoch left it."""
     start = time.perf_counter()
     best = Outcome(math.inf, math.inf, 0, 0.0)
     for epoch in epochs(model, data.training, recipe, seed):
@@ -97,7 +97,9 @@ def epochs(model: nn.Module, data: Labelled, recipe: Recipe, seed: int) -> Itera
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        for chosen in torch.randperm(len(data.labels), generator=generator)[: batches * recipe.batch].split(recipe.batch):
+        for chosen in torch.randperm(len(data.labels), generator=generator)[: batches * recipe.batch].split(
+            recipe.batch
+        ):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(data.inputs[chosen]), data.labels[chosen])
             (loss + recipe.decay * predict.frobenius_decay(model) if recipe.decay else loss).backward()

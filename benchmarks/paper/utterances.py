@@ -36,7 +36,7 @@ def read_utterances(path: Path) -> list[Utterance]:
 
     Args:
         path: a folder of `{digit}_{speaker}_{take}.wav` (8 kHz, mono, 16 bits), the collection as it is handed out; or
-            a folder with, or the path of, one npz file of mu-law bytes (`audio`, `offsets`, `label`, `speaker`, `take`).
+            one npz file, or the folder of it, of mu-law bytes (`audio`, `offsets`, `label`, `speaker`, `take`).
 
     Raises:
         FileNotFoundError: neither is there; says where the recordings are to be had.
