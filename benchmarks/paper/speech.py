@@ -1,8 +1,8 @@
 """The speech perceptron: 11 frames of cepstra, two hidden layers of 1024, on spoken digits.
 
 These stand in for a corpus that needs a licence. Each frame's target is the digit of its utterance, and an utterance is
-what its frames say together, by summed log posteriors; so there is no phone model. The speakers of the test, and the one
-whose recordings choose the epoch, are heard by no net in training.
+what its frames say together, by summed log posteriors; so there is no phone model. The speakers of the test, and the
+one whose recordings choose the epoch, are heard by no net in training.
 """
 
 from __future__ import annotations
