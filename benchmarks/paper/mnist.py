@@ -95,7 +95,7 @@ def flat(part: Labelled) -> Labelled:
 
 def load(path: Path) -> Perceptron:
     training, test = read_mnist(path)
-    recipe = Recipe(epochs=15, decay=1e-4)
+    recipe = Recipe(epochs=15, learning_rate=3e-3, decay=1e-4)
     return Perceptron(flat(training), flat(test), (28, 28), (500, 500), 10, 10_000, recipe)
 
 
