@@ -20,12 +20,12 @@ from .images import MNIST_FROM, Labelled, read_mnist
 from .nets import Place, equal_width, learned, predicted
 from .training import Recipe, Split, epochs, fit, split
 
-PAIRS = ("SE-Emp", "SE-AE", "SE-KMeans", "SE-PCA", "SE1-Emp", "Emp", "AE", "Cosine-Emp", "PCA", "Down-Emp")
+PAIRS = ("PivEmp", "SE-Emp", "SE-AE", "SE-KMeans", "SE-PCA", "SE1-Emp", "Emp", "AE", "Cosine-Emp", "PCA", "Down-Emp")
 BLIND = ("SE-RandCon", "RandFixU", "RandCon", "LowRank")
 FRACTIONS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 SETTINGS = table(
     ((DENSE,), (1.0,), SEEDS),
-    (("SE-Emp", SMALLER, "LowRank"), (0.05, 0.025), SEEDS),
+    (("PivEmp", "SE-Emp", SMALLER, "LowRank"), (0.05, 0.025), SEEDS),
     ((*PAIRS, *BLIND, SMALLER), FRACTIONS, 1),
 )
 

@@ -40,9 +40,9 @@ Make = Callable[[Tensor, tuple[int, ...] | None, float, int], predict.Dictionary
 
 
 def sigma(grid: Sequence[int], fraction: float) -> float:
-    """Width of the squared exponential, in positions: half the mean distance of learned positions, between the paper's 1
-    and 2. With 2.5 % learned those are 6 positions apart, and bumps of width 1 leave holes between them; but bumps of
-    width 3 blur what the digits differ in (validation data of MNIST).
+    """Width of the squared exponential, in positions: half the mean distance of learned positions, but at least 1, as
+    in the paper, and at most 2. With 2.5 % learned those are 6 positions apart, and bumps of width 1 leave holes; bumps
+    of width 3 blur what digits differ in (validation data of MNIST).
 
     >>> sigma((28, 28), 0.025), round(sigma((28, 28), 0.1), 2), sigma((28, 28), 0.5)
     (2.0, 1.58, 1.0)
@@ -58,6 +58,7 @@ KINDS: dict[str, Make] = {
     "SE": _bumps,
     "SE1": lambda inputs, grid, fraction, seed: predict.SquaredExponential(grid, sigma=1.0, ridge=0.1),
     "Emp": lambda inputs, grid, fraction, seed: predict.Covariance(inputs),
+    "PivEmp": lambda inputs, grid, fraction, seed: predict.Covariance(inputs),
     "AE": lambda inputs, grid, fraction, seed: predict.Autoencoder(inputs, hidden=1000, seed=seed, epochs=5),
     "KMeans": lambda inputs, grid, fraction, seed: predict.KMeans(inputs, seed=seed),
     "PCA": lambda inputs, grid, fraction, seed: predict.PCA(inputs),
@@ -67,9 +68,13 @@ KINDS: dict[str, Make] = {
     "RandCon": lambda inputs, grid, fraction, seed: predict.RandomConnections(seed),
     "LowRank": lambda inputs, grid, fraction, seed: predict.LearnedLowRank(),
 }
-"""Dictionaries by the paper's names, and those that its reviewers asked for. SE1 has the paper's width."""
+"""Dictionaries by the paper's names, and those that its reviewers asked for. SE1 has the paper's width. PivEmp is Emp
+at positions chosen one by one for the variance they explain, where the paper draws them uniformly, the empty border of
+the digits and all."""
+SUPPORTS = {"PivEmp": "pivoted"}
+"""How positions are chosen; other dictionaries have their own way."""
 NEED_GRID = frozenset({"SE", "SE1", "Cosine", "Down"})
-NEED_DATA = frozenset({"Emp", "AE", "KMeans", "PCA"})
+NEED_DATA = frozenset({"Emp", "PivEmp", "AE", "KMeans", "PCA"})
 
 
 def kinds(method: str, n_places: int) -> list[str]:
@@ -113,7 +118,8 @@ def predicted(
             seen = layer_inputs(model, place.name, inputs[:N_SAMPLES])
         dictionary = KINDS[kind](seen, place.grid, fraction, seed)
         groups = 1 if kind == "LowRank" else place.columns
-        predict.convert(model, fraction, {place.name: dictionary}, groups=groups, seed=1000 * seed + at)
+        options = {"groups": groups, "seed": 1000 * seed + at, "supports": SUPPORTS.get(kind)}
+        predict.convert(model, fraction, {place.name: dictionary}, **options)  # type: ignore[arg-type]
     return model
 
 

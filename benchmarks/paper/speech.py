@@ -27,8 +27,8 @@ VALIDATION_SPEAKER = "nicolas"
 FRACTIONS = (0.025, 0.05, 0.1, 0.25, 0.5)
 SETTINGS = table(
     ((DENSE,), (1.0,), SEEDS),
-    (("Emp",), (0.05,), SEEDS),
-    (("Emp", "AE", "PCA", "RandCon", "RandFixU", "LowRank", SMALLER), FRACTIONS, 1),
+    (("PivEmp",), (0.05,), SEEDS),
+    (("PivEmp", "Emp", "AE", "PCA", "RandCon", "RandFixU", "LowRank", SMALLER), FRACTIONS, 1),
 )
 
 
