@@ -221,10 +221,10 @@ class PredictedConv2d(Predicted):
         if order not in ORDERS:
             raise PredictionError(f"order {order!r} is not known", hint=f"one of {', '.join(ORDERS)}")
         wish = build.Wish(dictionary, fraction, n_support, groups, seed, variant, supports, orthonormal)
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        super().__init__(wish, (out_channels, in_channels, *kernel), bias=bias)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-        self.stride, self.padding, self.dilation, self.order = stride, padding, dilation, order
+        super().__init__(wish, (out_channels, in_channels, *_pair(kernel_size)), bias=bias)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.padding, self.order = padding if isinstance(padding, str) else _pair(padding), order
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, rows, columns) -> (n, out_channels, rows, columns)."""
@@ -250,6 +250,10 @@ def dense_weight(recipe: Recipe, learned: Tensor, dictionary: Tensor) -> Tensor:
     coefficients, atoms = (one.detach().cpu().float().numpy() for one in (learned, dictionary))
     each = [weight_of(coefficients[recipe.rows(j)], atoms[j]) for j in range(recipe.groups)]
     return torch.from_numpy(np.concatenate(each)).reshape(recipe.shape).to(learned.dtype)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _as_bytes(recipe: Recipe) -> Tensor:
