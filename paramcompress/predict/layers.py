@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from paramcompress.dictionaries.contract import Dictionary
-from paramcompress.dictionaries.orthonormal import weight_of
 from paramcompress.dictionaries.recipe import Recipe
 from paramcompress.errors import PredictionError
 
@@ -86,7 +84,9 @@ class Predicted(nn.Module):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """The same in the bits that every machine gets, and that a squeezed file expands to."""
-        return dense_weight(self.cooked, self.learned, self.dictionary).to(self.learned.device)
+        learned, dictionary = (one.detach().cpu().float().numpy() for one in (self.learned, self.dictionary))
+        dense = torch.from_numpy(self.cooked.weight(learned, dictionary)).reshape(self.cooked.shape)
+        return dense.to(self.learned.device, self.learned.dtype)
 
     @torch.no_grad()
     def project(self, weight: Tensor, moment: Tensor | None = None) -> None:
@@ -132,7 +132,7 @@ class Predicted(nn.Module):
             self.learned.data = self.learned.new_empty(recipe.n_out, recipe.n_support)
         size = (recipe.groups, recipe.n_support, recipe.n_in)
         del self.dictionary
-        made = torch.empty(size) if recipe.stored else torch.from_numpy(regenerated(recipe))
+        made = torch.empty(size) if recipe.stored else torch.from_numpy(recipe.regenerated().copy())
         self._set_dictionary(made.to(like.device, like.dtype))
 
     def extra_repr(self) -> str:
@@ -238,18 +238,6 @@ class PredictedConv2d(Predicted):
         parts = maps.split(self.cooked.n_support, dim=-3)  # type: ignore[no-untyped-call]
         out = torch.cat([functional.conv2d(parts[j], mixing[self.cooked.rows(j)]) for j in range(groups)], dim=-3)
         return out if self.bias is None else out + self.bias[:, None, None]
-
-
-def regenerated(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """D^T (J, n_support, n_in) of a recipe that brings its dictionaries back."""
-    return np.stack([recipe.group(j) for j in range(recipe.groups)])
-
-
-def dense_weight(recipe: Recipe, learned: Tensor, dictionary: Tensor) -> Tensor:
-    """W of a predicted layer, on the CPU, in the dtype of `learned` and in the same bits everywhere."""
-    coefficients, atoms = (one.detach().cpu().float().numpy() for one in (learned, dictionary))
-    each = [weight_of(coefficients[recipe.rows(j)], atoms[j]) for j in range(recipe.groups)]
-    return torch.from_numpy(np.concatenate(each)).reshape(recipe.shape).to(learned.dtype)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
