@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paramcompress import codec, plan
-from paramcompress.codec import FACTORED, Layout
+from paramcompress import plan, predicted
+from paramcompress.codec import EXACT, Layout
 from paramcompress.container import Entry, Reader
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.errors import FormatError
@@ -46,11 +46,11 @@ def _sections(path: Path) -> dict[str, int]:
         for entry in reader.index.entries:
             if entry.same_as is not None:
                 continue
-            if entry.codec != FACTORED:
+            if entry.codec == EXACT:
                 found[_EXACT] += reader.part_bytes(entry)
                 continue
             try:
-                sections = codec.section_bytes(reader.stream(entry), entry.shape)
+                sections = predicted.section_bytes_of(entry.codec, reader.stream(entry), entry.shape)
             except (ValueError, IndexError) as error:
                 raise FormatError(path, f"damaged: {error}", tensor=entry.name) from error
             for key, word in _WORDS.items():

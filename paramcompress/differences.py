@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paramcompress import container, metrics, pipeline
 from paramcompress.checkpoint import open_checkpoint
+from paramcompress.predicted_checkpoint import dense_view
 from paramcompress.records import Difference, LayerDifference, Progress
 
 _ORDER = ("removed", "added", "reshaped", "retyped", "renamed", "changed", "same")
@@ -81,7 +82,7 @@ def _open(path: Path) -> Iterator[_Side]:
             layers = {one.name: _Layer(one.shape, one.dtype, one.bytes_after) for one in report.layers}
             yield _Side(report.bytes_after, layers, squeezed.get_tensor)
     else:
-        with open_checkpoint(path) as checkpoint:
+        with dense_view(open_checkpoint(path)) as checkpoint:
             layers = {
                 info.name: _Layer(info.shape, info.dtype, 0 if info.alias_of else info.n_bytes)
                 for info in checkpoint.tensors

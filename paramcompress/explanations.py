@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from paramcompress import codec, dictionaries, layer, pipeline
+from paramcompress import dictionaries, layer, pipeline, predicted
 from paramcompress.checkpoint import TensorInfo, open_checkpoint
 from paramcompress.codec import EXACT, FACTORED, Layout
 from paramcompress.container import Entry, Reader
 from paramcompress.errors import ConfigError, FormatError
 from paramcompress.fit import EFFORTS, Choice, Effort
 from paramcompress.layer import Piece, Setting
+from paramcompress.predicted import PREDICTED
+from paramcompress.predicted_checkpoint import dense_view
 from paramcompress.records import Explanation, PricedChoice, Progress, RelaxedLimit
 
 RELAXED = (1.25, 1.5, 2.0)
@@ -80,6 +82,8 @@ def explain(
             useless.append(label)
         if progress is not None:
             progress(label, number + 1, len(jobs))
+    if entry.codec == PREDICTED:
+        choices.append(PricedChoice(entry.dictionary, entry.rank, entry.n_bytes, entry.rel_error))
     if original is None and entry.codec == FACTORED:
         used = next((one.bytes for one in choices if one.dictionary == entry.dictionary), entry.n_bytes)
         scale = entry.n_bytes / used
@@ -101,7 +105,9 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
     """What is tried, by name; nothing for tensors that only `exact` can hold."""
     if entry.dtype not in layer.FLOATS or 0 in entry.shape:
         return []
-    if entry.codec != FACTORED:
+    if entry.codec == PREDICTED and entry.rel_error == 0:
+        return [(EXACT, Setting(0.0))]
+    if entry.codec == EXACT:
         return [(EXACT, Setting(0.0)), *((f"{limit:g}", Setting(limit)) for limit in FROM_EXACT)]
     layout = Layout.of(entry.shape)
     fits = [
@@ -111,10 +117,11 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
         and (min(layout.n_rows, layout.n_columns) > 1 or "lowrank" not in name)
     ]
     at = entry.rel_error
+    relaxed = RELAXED if entry.codec == FACTORED else ()  # what is learned cannot be priced from the dense weight
     return [
         (EXACT, Setting(0.0)),
         *((name, Setting(at, Choice(dictionary=name))) for name in fits),
-        *((f"{at * times:.3g}", Setting(at * times)) for times in RELAXED if at * times < 1),
+        *((f"{at * times:.3g}", Setting(at * times)) for times in relaxed if at * times < 1),
     ]
 
 
@@ -124,15 +131,15 @@ def _encode(info: TensorInfo, weight: Tensor, setting: Setting, effort: Effort) 
 
 
 def _name(entry: Entry) -> str:
-    return entry.dictionary if entry.codec == FACTORED else EXACT
+    return EXACT if entry.codec == EXACT else entry.dictionary
 
 
 def _sections(path: Path, entry: Entry) -> dict[str, int]:
-    if entry.codec != FACTORED:
+    if entry.codec == EXACT:
         return {}
     with Reader(path) as reader:
         try:
-            return codec.section_bytes(reader.stream(entry), entry.shape)
+            return predicted.section_bytes_of(entry.codec, reader.stream(entry), entry.shape)
         except (ValueError, IndexError) as error:
             raise FormatError(path, f"damaged: {error}", tensor=entry.name) from error
 
@@ -148,7 +155,7 @@ def _stand_in(decoded: Tensor, entry: Entry) -> Tensor:
 
 
 def _original(path: str | os.PathLike[str], info: TensorInfo) -> Tensor:
-    with open_checkpoint(Path(path)) as checkpoint:
+    with dense_view(open_checkpoint(Path(path))) as checkpoint:
         for one in checkpoint.tensors:
             if one.name == info.name and (one.dtype, one.shape) == (info.dtype, info.shape):
                 return checkpoint.load(one.name)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramcompress import codec, container, metrics
+from paramcompress import codec, container, metrics, predicted
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED, Layout
 from paramcompress.container import Entry
 from paramcompress.errors import BudgetError
 from paramcompress.fit import Choice, Effort, fit
+from paramcompress.predicted import PREDICTED
 from paramcompress.search import Unfit
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -105,6 +106,11 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
             tensor = torch.empty(entry.shape, dtype=dtype)
         else:
             tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(entry.shape)
+    elif entry.codec == PREDICTED:
+        if entry.dtype not in FLOATS:
+            raise ValueError(f"a prediction of dtype {entry.dtype}")
+        tensor = codec.to_tensor(predicted.decode(stream, entry.shape, dtype).reconstruct(), entry.shape, dtype)
+        found = _crc(tensor)
     else:
         raise UnknownCodecError(entry.codec)
     if found != entry.crc:

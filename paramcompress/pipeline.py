@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paramcompress import config, container, guide, heap, layer, metrics, plan
+from paramcompress import config, container, guide, heap, layer, metrics, plan, predicted_layer
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
@@ -39,6 +39,8 @@ from paramcompress.errors import (
     VerificationError,
 )
 from paramcompress.fit import EFFORTS, Effort
+from paramcompress.predicted import PREDICTED
+from paramcompress.predicted_checkpoint import dense_view, parts_of
 from paramcompress.records import Calibration, LayerReport, Progress, Report
 from paramcompress.scratch import Scratch
 from paramcompress.units import parse_size
@@ -246,7 +248,10 @@ class _Job:
             tensor = self.checkpoint.load(info.name)
             try:
                 piece = self.guided.encode(info, tensor, level) if self.guided is not None else None
-                return piece or layer.encode(info, tensor, settings[info.name], self.effort, self.seed, self.device)
+                parts = parts_of(self.checkpoint, info.name)
+                return piece or predicted_layer.encode(
+                    info, tensor, parts, settings[info.name], self.effort, self.seed, self.device
+                )
             except ParamCompressError:
                 raise
             except Exception as error:
@@ -436,7 +441,7 @@ class SqueezedFile:
         except FormatError:
             raise
         except layer.UnknownCodecError as error:
-            raise UnsupportedFormatError(self.path, "codec", error.found, [FACTORED, EXACT]) from error
+            raise UnsupportedFormatError(self.path, "codec", error.found, [FACTORED, EXACT, PREDICTED]) from error
         except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise FormatError(self.path, f"damaged: {error}", tensor=name) from error
 
@@ -586,7 +591,7 @@ def _verify(
             if original is None:
                 return None
             weight = original.load(entry.name)
-            if entry.codec != FACTORED:
+            if entry.codec == EXACT:
                 if not _same_bits(weight, decoded):
                     raise VerificationError(shown, entry.name, "other bits", "exact weights")
                 return metrics.Deviation(0.0, 0.0)
@@ -659,11 +664,11 @@ def torch_threads(n: int) -> Iterator[None]:
 
 def _open(source: Source) -> Checkpoint:
     if isinstance(source, Mapping):
-        return from_tensors(dict(source))
+        return dense_view(from_tensors(dict(source)))
     path = Path(source)
     if path.is_file() and container.is_squeezed(path):
         raise CheckpointError(path, "is squeezed already", hint="expand it first")
-    return open_checkpoint(path)
+    return dense_view(open_checkpoint(path))
 
 
 def _check_names(checkpoint: Checkpoint) -> None:

@@ -6,6 +6,7 @@ it names. It believes well-formed files and checks every checksum; it has no def
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 import re
@@ -55,8 +56,9 @@ def decode_file(path: str | Path) -> dict[str, tuple[str, tuple[int, ...], bytes
         elif entry["codec"] == "exact":
             raw = join_planes(unzstd(stream), item_bytes(dtype))
         else:
-            assert entry["codec"] == "factored", name
-            raw = cast(factored(stream, shape), dtype)
+            assert entry["codec"] in ("factored", "predicted"), name
+            weight = factored(stream, shape) if entry["codec"] == "factored" else predicted(stream, shape, dtype)
+            raw = cast(weight, dtype)
         assert zlib.crc32(raw) == entry["crc"], f"hash of {name}"
         found[name] = dtype, shape, raw
     for entry in entries:
@@ -95,8 +97,9 @@ def chain() -> int:
     return int(re.findall(r"`ceil\((\d+)\s/\sn_rows\)`", PAGE.read_text())[0])
 
 
-def phrases() -> bytes:
-    block = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+def phrases(number: int = 0) -> bytes:
+    """The dictionary of the index, or, as number 1, that of recipes."""
+    block = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[number]
     return "".join(block.splitlines()).encode()
 
 
@@ -195,6 +198,157 @@ def cast(values: NDArray[np.float32], dtype: str) -> bytes:
     middle = (grid[above - 1] + grid[above]) / 2
     nearest = np.where((size > middle) | ((size == middle) & (above % 2 == 0)), above, above - 1)
     return (np.minimum(nearest, most).astype(np.uint8) | np.signbit(values).astype(np.uint8) << 7).tobytes()
+
+
+# ------------------------------------------------------------------------------------------- predictions
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def predicted(stream: bytes, shape: tuple[int, ...], dtype: str) -> NDArray[np.float32]:
+    """The matrix W of a stream, float32."""
+    n_bytes, at = varint(stream, 1)
+    recipe = json.loads(unzstd(stream[at : at + n_bytes], phrases(1)))
+    n_bytes, at = varint(stream, at + n_bytes)
+    assert tuple(recipe["shape"]) == shape
+    n_out, n_in, n_groups, size = shape[0], math.prod(shape[1:]), recipe["groups"], recipe["n_support"]
+    c = floats(stream[at : at + n_bytes], (n_out, size), dtype, stream[0] & 1).astype(np.float64)
+    if recipe["stored"]:
+        stored = floats(stream[at + n_bytes :], (n_groups * size, n_in), dtype, stream[0] & 2)
+    out = np.zeros((n_out, n_in))
+    for j in range(n_groups):
+        rows = slice(j * n_out // n_groups, (j + 1) * n_out // n_groups)
+        atoms = stored[j * size : (j + 1) * size].astype(np.float64) if recipe["stored"] else group(recipe, n_in, j)
+        for k in range(size):
+            out[rows] += c[rows, k, None] * atoms[k]
+    return out.astype(np.float32)
+
+
+def floats(stream: bytes, shape: tuple[int, int], dtype: str, exact: int) -> NDArray[np.float32]:
+    if not exact:
+        return factored(stream, shape)
+    n = 4 if dtype == "float64" else item_bytes(dtype)
+    raw = join_planes(unzstd(stream), n)
+    if dtype == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    return np.frombuffer(raw, f"<f{n}").astype(np.float32).reshape(shape)
+
+
+def group(recipe: dict[str, Any], n_in: int, j: int) -> NDArray[np.float64]:
+    """(n_support, n_in) atoms of a column group."""
+    grid = recipe["parameters"].get("grid", [n_in])
+    axes, channels = grid[:2], grid[2] if len(grid) == 3 else 1
+    n = n_in // channels
+    n_atoms = math.prod(recipe["parameters"]["coarse"]) if recipe["kind"] == "down-sampling" else n
+    if recipe["kind"] == "random":
+        n_atoms = 2**62
+    out = np.zeros((recipe["n_support"], n_in))
+    chosen = support(recipe, j, n_atoms, channels, axes)
+    for channel in range(channels):
+        rows = [k for k, a in enumerate(chosen) if a // n_atoms == channel]
+        numbers = [chosen[k] % n_atoms for k in rows]
+        if not rows:
+            continue
+        atoms = [[atom(recipe, axes, a, p) for p in range(n)] for a in numbers]
+        if recipe["orthonormal"]:
+            atoms = np.eye(n).tolist() if len(rows) == n else gram_schmidt(np.array(atoms), [a % n for a in numbers])
+        out[rows, channel * n : (channel + 1) * n] = atoms
+    e = math.frexp(float(np.abs(out).max()))[1]
+    return np.rint(out * 2.0 ** (15 - e)) * 2.0 ** (e - 15)
+
+
+def atom(recipe: dict[str, Any], axes: list[int], a: int, p: int) -> float:
+    """Entry of atom a at position p."""
+    kind, parameters = recipe["kind"], recipe["parameters"]
+    if kind == "connections":
+        return float(a == p)
+    if kind == "random":
+        return (stream_of((parameters["seed"], 1, a), p) >> 11) * 2.0**-52 - 1
+    at = place(p, axes)
+    if kind == "down-sampling":
+        cells = [x * c // length for x, c, length in zip(at, parameters["coarse"], axes, strict=True)]
+        return float(cells == place(a, parameters["coarse"]))
+    of = place(a, axes)
+    if kind == "cosine":
+        return math.prod(int(cosine((length,))[x, f]) / 128 for x, f, length in zip(at, of, axes, strict=True))
+    assert kind == "squared-exponential"
+    with decimal.localcontext(decimal.Context(prec=40)):
+        sigma = decimal.Decimal(parameters["sigma"])
+        d = sum((x - y) ** 2 for x, y in zip(at, of, strict=True))
+        return float((decimal.Decimal(-d) / (2 * (sigma * sigma))).exp())
+
+
+def place(p: int, axes: list[int]) -> list[int]:
+    return [p] if len(axes) == 1 else list(divmod(p, axes[1]))
+
+
+def support(recipe: dict[str, Any], j: int, n_atoms: int, channels: int, axes: list[int]) -> list[int]:
+    how, size, seed = recipe["supports"], recipe["n_support"], tuple(recipe["seed"])
+    if isinstance(how, list):
+        return [int(a) for a in how[j]]
+    if how == "uniform":
+        return least([stream_of((*seed, 0, j), a) for a in range(n_atoms * channels)], size)
+    each = size // channels
+    if how == "tied":
+        first = least([stream_of((*seed, 0, j), a) for a in range(n_atoms)], each)
+    elif how == "fresh":
+        first = [(stream_of((*seed, 0), 0) >> 24) + j * each + k for k in range(each)]
+    elif recipe["kind"] == "cosine":
+        speeds = [
+            sum((f * math.prod(axes) // n) ** 2 for f, n in zip(place(a, axes), axes, strict=True))
+            for a in range(n_atoms)
+        ]
+        first = least(speeds, each)
+    else:
+        first = list(range(each))
+    return [c * n_atoms + a for c in range(channels) for a in first]
+
+
+def least(keys: list[int], size: int) -> list[int]:
+    return sorted(sorted(range(len(keys)), key=lambda i: (keys[i], i))[:size])
+
+
+def mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & MASK
+    return z ^ z >> 31
+
+
+def stream_of(words: tuple[int, ...], i: int) -> int:
+    key = 0
+    for word in words:
+        key = mix((key ^ word) + GOLDEN & MASK)
+    return mix(key + (i + 1) * GOLDEN & MASK)
+
+
+def total(values: NDArray[np.float64]) -> float:
+    """Sum from the first to the last; numpy's own goes by pairs."""
+    out = 0.0
+    for value in values.tolist():
+        out += value
+    return out
+
+
+def gram_schmidt(a: NDArray[np.float64], positions: list[int]) -> NDArray[np.float64]:
+    """Orthonormal rows."""
+    for bound in (2.0**-80, 0.0):
+        before = [total(row * row) for row in a]
+        for k in range(len(a)):
+            left = total(a[k] * a[k])
+            if left <= bound * before[k]:
+                a[k] = 0.0
+                a[k, positions[k]] = 1.0
+                for i in range(k):
+                    a[k] -= total(a[i] * a[k]) * a[i]
+                left = total(a[k] * a[k])
+                if left <= bound:
+                    a[k] = 0.0
+                    continue
+            a[k] /= math.sqrt(left)
+            for i in range(k + 1, len(a)):
+                a[i] -= total(a[k] * a[i]) * a[k]
+    return a
 
 
 # ------------------------------------------------------------------------------------------- symbols

@@ -22,8 +22,11 @@ from helpers import files_in, gaussian, low_rank, mixed_scales, raw, smooth_kern
 from torch import Tensor
 
 import paramcompress
+from paramcompress import predict
 from paramcompress.codec import EXACT, FACTORED, TRANSFORMS
 from paramcompress.container import Reader
+from paramcompress.dictionaries.recipe import REGENERATED
+from paramcompress.predicted import PREDICTED
 from paramcompress.trellis import TRELLISES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,6 +61,47 @@ def same(rng: np.random.Generator) -> Made:
     return tensors, {"max_rel_error": 0.1}
 
 
+GRID = (8, 5)
+
+
+def predicted_layers(rng: np.random.Generator, layers: dict[str, predict.Predicted]) -> dict[str, Tensor]:
+    """Their state without biases, and with numbers that do not depend on torch's start."""
+    tensors: dict[str, Tensor] = {}
+    for name, one in layers.items():
+        one.learned.data = gaussian(rng, *one.learned.shape, dtype=str(one.learned.dtype)[6:])
+        tensors |= {f"{name}.{part}": value for part, value in one.state_dict().items() if part != "bias"}
+    return tensors
+
+
+def predicted(rng: np.random.Generator) -> Made:
+    """Every dictionary that a recipe brings back, every way to draw supports, channels, groups of two sizes."""
+    linear, bumps = predict.PredictedLinear, predict.SquaredExponential(GRID)
+    layers: dict[str, predict.Predicted] = {
+        "bumps": linear(40, 25, dictionary=bumps, n_support=5, groups=2),
+        "raw": linear(40, 24, dictionary=predict.Cosine(GRID), n_support=4, supports="uniform", orthonormal=False),
+        "conv": predict.PredictedConv2d(2, 25, 5, dictionary=predict.SquaredExponential(sigma=1.5), n_support=6),
+        "waves": linear(40, 24, dictionary=predict.Cosine(GRID), n_support=4),
+        "boxes": linear(40, 24, dictionary=predict.DownSampling(GRID), n_support=4),
+        "random": linear(40, 24, dictionary=predict.RandomFixed(3), n_support=4, groups=2, seed=5),
+        "connected": linear(40, 24, dictionary=predict.RandomConnections(), n_support=4, groups=3),
+        "listed": linear(40, 24, dictionary=bumps, n_support=4, groups=2, supports="pivoted"),
+    }
+    return predicted_layers(rng, layers), {"max_rel_error": 0.1}
+
+
+def predicted_stored(rng: np.random.Generator) -> Made:
+    """Dictionaries beside their recipes, in both codecs; numbers kept bit by bit."""
+    linear, samples = predict.PredictedLinear, gaussian(rng, 60, 30)
+    layers: dict[str, predict.Predicted] = {
+        "stored": linear(30, 40, dictionary=predict.Covariance(samples), n_support=2, groups=2),
+        "kept": linear(30, 12, dictionary=predict.PCA(samples), n_support=2),
+        "halves": linear(40, 12, dictionary=predict.SquaredExponential(GRID), n_support=2),
+    }
+    layers["halves"].to(torch.bfloat16)
+    exact = {"exact": True}
+    return predicted_layers(rng, layers), {"max_rel_error": 0.1, "layers": {"kept.*": exact, "halves.*": exact}}
+
+
 MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "exact": exact,
     "same": same,
@@ -72,6 +116,8 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "cosine": lambda rng: one(smooth_kernels(rng, 8, 6, 3, 3), "cosine"),
     "lowrank": lambda rng: one(low_rank(rng, 24, 20, 2), "lowrank", rank=2),
     "lowrank+patch": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 3, 3), "lowrank+patch", rank=2),
+    "predicted": predicted,
+    "predicted-stored": predicted_stored,
     "lowrank+cosine": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 9), "lowrank+cosine", rank=2),
 }
 EACH = pytest.mark.parametrize("name", MAKERS)
@@ -135,16 +181,17 @@ def test_nothing_is_missing_and_nothing_is_left_over(expected: dict[str, Any]) -
 
 def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, Any]) -> None:
     """The gatekeeper: a new codec id or dictionary needs a golden file."""
-    codecs, dictionaries, states, homes = set(), set(), set(), set()
+    codecs, dictionaries, kinds, states, homes = set(), set(), set(), set(), set()
     for name in MAKERS:
         with Reader(path_of(name)) as reader:
             for entry in reader.index.entries:
                 codecs.add(entry.codec)
-                dictionaries.add(entry.dictionary)
+                (kinds if entry.codec == PREDICTED else dictionaries).add(entry.dictionary)
                 homes.add(entry.home)
                 if entry.codec == FACTORED and entry.dictionary == "none" and entry.same_as is None:
                     states.add(1 << (reader.stream(entry)[5] & 7))
-    assert codecs == {EXACT, FACTORED}
+    assert codecs == {EXACT, FACTORED, PREDICTED}
+    assert kinds == {*REGENERATED, "covariance", "pca"}
     assert dictionaries == {f"{low}{name}" for low in ("", "lowrank+") for name in TRANSFORMS} - {"lowrank+none"} | {
         "lowrank"
     }

@@ -17,6 +17,7 @@ from helpers import gaussian, low_rank, mixed_scales, raw, smooth_kernels, squee
 from torch import Tensor
 
 import paramcompress
+from paramcompress import predicted
 from paramcompress.codec import to_tensor
 from paramcompress.container import _PHRASES, OWN, Reader
 from paramcompress.prior import PRIOR
@@ -163,6 +164,7 @@ def test_tables_of_the_page_are_those_of_the_code() -> None:
 
 def test_phrases_of_the_page_are_those_of_the_code() -> None:
     assert reference_decoder.phrases() == _PHRASES
+    assert reference_decoder.phrases(1) == predicted._PHRASES
 
 
 def test_example_of_the_page() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .read import from_tensors, open_checkpoint
 from .records import Checkpoint, TensorInfo
+from .renaming import renamed
 from .write import kind_for, write_checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "from_tensors", "kind_for", "open_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "from_tensors", "kind_for", "open_checkpoint", "renamed", "write_checkpoint"]

@@ -117,7 +117,7 @@ class Encoder:
     def _mapping(self, value: dict[Any, Any], path: KeyPath) -> Node:
         node: list[Node] = [_MAPPINGS[type(value)]]
         for key, item in type(value).items(value):  # an attribute of that name would hide its own
-            inner = (*path, _key_name(key, len(node) // 2))
+            inner = (*path, key_name(key, len(node) // 2))
             if self._leave_out(item, inner):
                 continue
             n_leaves = len(self.leaves)
@@ -212,7 +212,7 @@ def _place(path: KeyPath) -> str:
     return repr(name if len(name) <= 80 else f"{name[:80]}…") if path else "the checkpoint"
 
 
-def _key_name(key: Any, index: int) -> str:
+def key_name(key: Any, index: int) -> str:
     """A key's part of a dotted path; one that has no stable short text is called by its place in the mapping."""
     return str(key) if isinstance(key, str | int | float | None) else f"#{index}"
 
@@ -298,7 +298,7 @@ def _expect(value: Any, *types: type) -> Any:
 def _decode_mapping(mapping: dict[Any, Any], items: list[Node], path: KeyPath) -> dict[Any, Any]:
     for key_node, node in zip(items[::2], items[1::2], strict=True):
         key = _decode(key_node, path)
-        mapping[key] = _decode(node, (*path, _key_name(key, len(mapping))))
+        mapping[key] = _decode(node, (*path, key_name(key, len(mapping))))
     return mapping
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from paramcompress.errors import PredictionError
 from .contract import Dictionary
 from .cosine_atoms import Cosine
 from .downsampling import DownSampling
-from .orthonormal import on_grid, orthonormalised
+from .orthonormal import on_grid, orthonormalised, weight_of
 from .random_atoms import RandomConnections, RandomFixed
 from .squared_exponential import SquaredExponential
 from .supports import FOLLOW_FROM_SEED, support
@@ -33,8 +34,8 @@ REGENERATED: dict[str, type[Dictionary]] = {
 """Dictionaries that a recipe brings back, by kind."""
 MOST_POSITIONS = 2**16
 """Inputs of one channel."""
-MOST_ENTRIES = 2**26
-"""Entries of one group's dictionary."""
+MOST_ENTRIES = 2**28
+"""Entries of all dictionaries of a layer."""
 MOST_WORK = 2**37
 """Products that make all of a layer's dictionaries orthonormal: a minute or two. Above, a recipe is no bargain."""
 
@@ -67,6 +68,11 @@ class Recipe:
     def n_in(self) -> int:
         return math.prod(self.shape[1:])
 
+    @property
+    def n_entries(self) -> int:
+        """Of all dictionaries together."""
+        return self.groups * self.n_support * self.n_in
+
     def rows(self, group: int) -> slice:
         """Features of a column group."""
         return slice(group * self.n_out // self.groups, (group + 1) * self.n_out // self.groups)
@@ -96,8 +102,8 @@ class Recipe:
             raise ValueError("numbers out of range")
         if len(self.shape) < 2 or not 1 <= self.groups <= self.n_out or not 1 <= self.n_support <= self.n_in:
             raise ValueError("sizes that do not fit together")
-        if self.n_support * self.n_in > MOST_ENTRIES:
-            raise ValueError(f"a dictionary of {self.n_support} times {self.n_in} numbers")
+        if self.n_entries > MOST_ENTRIES:
+            raise ValueError(f"dictionaries of {self.n_entries} numbers")
         if self.stored:
             return
         dictionary = self._dictionary()
@@ -129,6 +135,14 @@ class Recipe:
         parameters = {key: tuple(value) if isinstance(value, list) else value for key, value in self.parameters.items()}
         return REGENERATED[self.kind](**parameters).bound(self.n_in)
 
+    def regenerated(self) -> NDArray[np.float32]:
+        """D^T (J, n_support, n_in) of all column groups. The last few layers' are remembered."""
+        return _regenerated(self.to_json())
+
+    def weight(self, learned: NDArray[np.float32], dictionary: NDArray[np.float32]) -> NDArray[np.float32]:
+        """W (n_out, n_in) of learned numbers (n_out, n_support), in the same bits everywhere."""
+        return np.concatenate([weight_of(learned[self.rows(j)], dictionary[j]) for j in range(self.groups)])
+
     def group(self, group: int) -> NDArray[np.float32]:
         """D_j^T (n_support, n_in) of a column group, regenerated."""
         dictionary = self._dictionary()
@@ -138,6 +152,14 @@ class Recipe:
             else np.array(self.supports[group], np.int64)
         )
         return group_atoms(dictionary, self.n_in, chosen, orthonormal=self.orthonormal)
+
+
+@lru_cache(maxsize=8)
+def _regenerated(text: bytes) -> NDArray[np.float32]:
+    recipe = Recipe.from_json(text)
+    made = np.stack([recipe.group(j) for j in range(recipe.groups)])
+    made.flags.writeable = False
+    return made
 
 
 def n_products(n_in: int, n_support: int, groups: int, channels: int) -> int:

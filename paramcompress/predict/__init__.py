@@ -14,6 +14,7 @@ from paramcompress.dictionaries.supports import SUPPORTS
 
 from .conversion import convert, frobenius_decay, learned_fraction, merge, predicted_layers
 from .layers import Predicted, PredictedConv2d, PredictedLinear
+from .protocol import layer_inputs, layerwise, pretrain
 
 __all__ = [
     "PCA",
@@ -34,7 +35,10 @@ __all__ = [
     "StreamedMoments",
     "convert",
     "frobenius_decay",
+    "layer_inputs",
+    "layerwise",
     "learned_fraction",
     "merge",
     "predicted_layers",
+    "pretrain",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.dictionaries.orthonormal import on_grid
-from paramcompress.dictionaries.recipe import MOST_WORK, Recipe, group_atoms, n_products
+from paramcompress.dictionaries.recipe import MOST_POSITIONS, MOST_WORK, Recipe, group_atoms, n_products
 from paramcompress.dictionaries.supports import FOLLOW_FROM_SEED, support
 from paramcompress.errors import PredictionError, SingularKernelError
 
@@ -96,6 +96,7 @@ def dictionaries(wish: Wish, shape: tuple[int, ...]) -> tuple[Recipe, Tensor, li
     stored = (
         not dictionary.is_regenerated
         or (solved and not wish.orthonormal)
+        or n_in // dictionary.channels > MOST_POSITIONS
         or n_products(n_in, n_support, groups, dictionary.channels) > MOST_WORK
     )
     recipe = Recipe(

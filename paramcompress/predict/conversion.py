@@ -64,9 +64,7 @@ def convert(
     """
     if start not in STARTS:
         raise PredictionError(f"start {start!r} is not known", hint=f"one of {', '.join(STARTS)}")
-    if dictionaries is None:
-        raise PredictionError("no dictionary to predict weights with", hint="such as predict.RandomFixed()")
-    chosen = _chosen(model, dictionaries, include, exclude)
+    chosen = chosen_layers(model, dictionaries, include, exclude)
     made: dict[str, Predicted] = {}
     for number, (name, (layer, dictionary)) in enumerate(chosen.items()):
         options = {
@@ -208,13 +206,19 @@ def matches(pattern: str, name: str) -> bool:
     return pattern == name or fnmatch.fnmatchcase(name, pattern)
 
 
-def _chosen(
+def chosen_layers(
     model: nn.Module,
-    dictionaries: Mapping[str, Dictionary] | Dictionary,
+    dictionaries: Mapping[str, Dictionary] | Dictionary | None,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> dict[str, tuple[nn.Linear | nn.Conv2d, Dictionary]]:
-    """Layers with their dictionaries."""
+    """Layers to be replaced, in the order of the model, with their dictionaries.
+
+    Raises:
+        PredictionError: as `candidates`; no layer or no dictionary at all.
+    """
+    if dictionaries is None:
+        raise PredictionError("no dictionary to predict weights with", hint="such as predict.RandomFixed()")
     if isinstance(dictionaries, Dictionary):
         layers = candidates(model, include, exclude)
         found = {name: (layer, dictionaries) for name, layer in layers.items()}

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from paramcompress.dictionaries.contract import Dictionary
-from paramcompress.dictionaries.orthonormal import weight_of
 from paramcompress.dictionaries.recipe import Recipe
 from paramcompress.errors import PredictionError
 
@@ -86,7 +84,9 @@ class Predicted(nn.Module):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """The same in the bits that every machine gets, and that a squeezed file expands to."""
-        return dense_weight(self.cooked, self.learned, self.dictionary).to(self.learned.device)
+        learned, dictionary = (one.detach().cpu().float().numpy() for one in (self.learned, self.dictionary))
+        dense = torch.from_numpy(self.cooked.weight(learned, dictionary)).reshape(self.cooked.shape)
+        return dense.to(self.learned.device, self.learned.dtype)
 
     @torch.no_grad()
     def project(self, weight: Tensor, moment: Tensor | None = None) -> None:
@@ -132,7 +132,7 @@ class Predicted(nn.Module):
             self.learned.data = self.learned.new_empty(recipe.n_out, recipe.n_support)
         size = (recipe.groups, recipe.n_support, recipe.n_in)
         del self.dictionary
-        made = torch.empty(size) if recipe.stored else torch.from_numpy(regenerated(recipe))
+        made = torch.empty(size) if recipe.stored else torch.from_numpy(recipe.regenerated().copy())
         self._set_dictionary(made.to(like.device, like.dtype))
 
     def extra_repr(self) -> str:
@@ -221,10 +221,10 @@ class PredictedConv2d(Predicted):
         if order not in ORDERS:
             raise PredictionError(f"order {order!r} is not known", hint=f"one of {', '.join(ORDERS)}")
         wish = build.Wish(dictionary, fraction, n_support, groups, seed, variant, supports, orthonormal)
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        super().__init__(wish, (out_channels, in_channels, *kernel), bias=bias)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
-        self.stride, self.padding, self.dilation, self.order = stride, padding, dilation, order
+        super().__init__(wish, (out_channels, in_channels, *_pair(kernel_size)), bias=bias)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.padding, self.order = padding if isinstance(padding, str) else _pair(padding), order
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, rows, columns) -> (n, out_channels, rows, columns)."""
@@ -240,16 +240,8 @@ class PredictedConv2d(Predicted):
         return out if self.bias is None else out + self.bias[:, None, None]
 
 
-def regenerated(recipe: Recipe) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """D^T (J, n_support, n_in) of a recipe that brings its dictionaries back."""
-    return np.stack([recipe.group(j) for j in range(recipe.groups)])
-
-
-def dense_weight(recipe: Recipe, learned: Tensor, dictionary: Tensor) -> Tensor:
-    """W of a predicted layer, on the CPU, in the dtype of `learned` and in the same bits everywhere."""
-    coefficients, atoms = (one.detach().cpu().float().numpy() for one in (learned, dictionary))
-    each = [weight_of(coefficients[recipe.rows(j)], atoms[j]) for j in range(recipe.groups)]
-    return torch.from_numpy(np.concatenate(each)).reshape(recipe.shape).to(learned.dtype)
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _as_bytes(recipe: Recipe) -> Tensor:
