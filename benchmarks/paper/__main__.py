@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--data FOLDER or --digits. {experiment.title}: {experiment.source}")
     torch.set_num_threads(options.threads)
     data = experiment.digits() if options.digits else experiment.load(options.data)
+    made_by = about(experiment.name, options.threads)
     start = time.monotonic()
     for setting, seed in work:
         if store.has(setting.name, seed):
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("time is up; the same command goes on from here")
             return 0
         record = {"setting": setting.name, "seed": seed, **experiment.run(setting, data, seed)}
-        store.add(record, about(experiment.name, options.threads))
+        store.add(record, made_by)
         print(record, flush=True)
     return 0
 
