@@ -326,10 +326,27 @@ def test_validation_is_set_aside_from_training_data() -> None:
         training.split(whole, whole, 20, seed=1)
 
 
-def test_a_dictionary_sees_what_its_layer_is_given() -> None:
-    model = mnist.perceptron(6, (5, 4))
-    inputs = torch.rand(30, 6)
-    assert torch.equal(nets.layer_inputs(model, "2", inputs, batch=7), model[1](model[0](inputs)).detach())
+def test_a_dictionary_sees_what_the_layers_below_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those below are replaced, and trained a little, before; those above are still as they were."""
+    data = mnist.load_digits()
+    inputs, seen = data.training.inputs[:200], []
+    model = mnist.perceptron(64, (20, 20))
+
+    def given(samples: torch.Tensor, *_: Any) -> predict.Dictionary:
+        assert isinstance(model[0], predict.PredictedLinear)
+        assert isinstance(model[2], nn.Linear)
+        seen.append((samples, torch.relu(model[0](inputs)).detach()))
+        return predict.Covariance(samples)
+
+    def pretrain(model: nn.Module) -> None:
+        model[0].bias.data += 1
+
+    monkeypatch.setitem(nets.KINDS, "Emp", given)
+    nets.predicted(model, "SE-Emp", 0.25, data.places, inputs, 0, pretrain)
+    ((samples, wanted),) = seen
+    assert samples.shape == wanted.shape
+    assert torch.allclose(samples.sum(0), wanted.sum(0), rtol=1e-4)  # in another order
+    assert isinstance(model[2], predict.PredictedLinear)
 
 
 def test_smaller_nets_have_no_more_numbers() -> None:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from paramcompress import predict
@@ -18,7 +17,7 @@ from paramcompress import predict
 from .experiment import DENSE
 
 N_SAMPLES = 10_000
-"""Training samples that dictionaries see."""
+"""Training samples that dictionaries see at most; patches, where the layer is a convolution."""
 
 
 class Place(NamedTuple):
@@ -104,7 +103,7 @@ def predicted(
 
     Args:
         fraction: of each of them.
-        inputs: training inputs of the net; data-driven dictionaries see N_SAMPLES at most.
+        inputs: training inputs of the net; of the first N_SAMPLES dictionaries see what their layer is given.
         pretrain: trains the net a little before a dictionary is built from what its lower layers give. What it does to
             layers above the place, which are still dense, is lost for those that will be predicted.
     """
@@ -115,26 +114,12 @@ def predicted(
         if kind in NEED_DATA:
             if at and pretrain is not None:
                 pretrain(model)
-            seen = layer_inputs(model, place.name, inputs[:N_SAMPLES])
+            seen = predict.layer_inputs(model, place.name, inputs[:N_SAMPLES], n_samples=N_SAMPLES, seed=seed)
         dictionary = KINDS[kind](seen, place.grid, fraction, seed)
         groups = 1 if kind == "LowRank" else place.columns
         options = {"groups": groups, "seed": 1000 * seed + at, "supports": SUPPORTS.get(kind)}
         predict.convert(model, fraction, {place.name: dictionary}, **options)  # type: ignore[arg-type]
     return model
-
-
-@torch.no_grad()
-def layer_inputs(model: nn.Module, name: str, inputs: Tensor, batch: int = 1000) -> Tensor:
-    """(n_samples, n_in) what the layer of that name is given, in evaluation mode."""
-    seen: list[Tensor] = []
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))
-    model.eval()
-    try:
-        for part in inputs.split(batch):
-            model(part)
-    finally:
-        handle.remove()
-    return torch.cat(seen)
 
 
 def learned(model: nn.Module, places: Sequence[Place]) -> dict[str, Any]:
