@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import gzip
+import importlib
 import json
 import pickle
 import struct
@@ -462,6 +464,12 @@ def test_an_utterance_is_the_sum_of_its_frames() -> None:
 
 
 # ---- the page
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "paper").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_true(path: Path) -> None:
+    if path.stem != "__main__":
+        assert doctest.testmod(importlib.import_module(f"benchmarks.paper.{path.stem}")).failed == 0
 
 
 def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
