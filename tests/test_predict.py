@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -398,6 +400,22 @@ def test_fitting_learns_a_smooth_target_better_than_random_atoms() -> None:
             optimizer.step()
         lost[kind] = float(loss.detach())
     assert lost["squared-exponential"] < 0.25 * lost["random"]
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "predict.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "predict.md", "exec"), found)
+    assert f"{found['net'][0]}" == "Linear(in_features=784, out_features=500, bias=True)"
+    predicted = [one.codec for one in found["report"].layers if one.name in ("0.weight", "2.weight")]
+    assert predicted == ["predicted", "predicted"]
+    assert set(predict.__all__) - {"Predicted", "Dictionary", "SUPPORTS"} - set(re.findall(r"\w+", page)) == UNTOLD
+
+
+UNTOLD = {"layer_inputs", "predicted_layers", "pretrain"}
+"""Public names that the page leaves to their docstrings."""
 
 
 # ------------------------------------------------------------------------------------------- what they refuse

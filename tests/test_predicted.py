@@ -71,6 +71,20 @@ def test_the_limit_holds_for_the_dense_weights(limit: float, tmp_path: Path) -> 
     assert all(0.5 * limit < error <= limit for error in errors)
 
 
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_the_limit_holds_where_atoms_enlarge_errors(sigma: float, tmp_path: Path) -> None:
+    """Overlapping bumps as they are: one coefficient is in many weights, so that the first try is too coarse."""
+    layer = predict.PredictedLinear(
+        N_IN, 120, dictionary=predict.SquaredExponential(GRID, sigma), n_support=20, variant="raw", orthonormal=False
+    )
+    assert "dictionary" not in layer.state_dict()
+    weight = layer.dense_weight()
+    found = expanded(tmp_path, nn.Sequential(layer).state_dict(), max_rel_error=0.03)["0.weight"]
+    assert 0.01 < deviation(weight, found).rel_error <= 0.03
+    with Reader(tmp_path / "small") as reader:
+        assert reader.entries["0.weight"].codec == "predicted"
+
+
 def test_bytes_are_those_of_the_learned_numbers(tmp_path: Path) -> None:
     """About as many bits for each learned number as for each weight of an ordinary matrix, and some words of recipe;
     a tenth of what the same weights take without their recipe."""
