@@ -191,6 +191,8 @@ ERRORS: list[tuple[errors.ParamCompressError, int]] = [
     (errors.VerificationError("m.pt", "fc", "0.1", "0.03"), 4),
     (errors.ConfigError("no such pattern"), 2),
     (errors.CalibrationError("no such input"), 2),
+    (errors.PredictionError("no such layer"), 2),
+    (errors.SingularKernelError(9, 0.0, 1e-6), 2),
 ]
 
 

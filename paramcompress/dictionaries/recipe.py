@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from paramcompress.errors import PredictionError
 
-from .contract import Dictionary
+from .contract import UNBOUNDED, Dictionary
 from .cosine_atoms import Cosine
 from .downsampling import DownSampling
 from .orthonormal import on_grid, orthonormalised, weight_of
@@ -113,7 +113,8 @@ class Recipe:
         if dictionary.sized(self.n_support // dictionary.channels)[0] is not dictionary:
             raise ValueError("a dictionary of no size")
         if isinstance(self.supports, str):
-            if self.supports not in FOLLOW_FROM_SEED:
+            endless = dictionary.n_atoms(n) == UNBOUNDED
+            if self.supports not in FOLLOW_FROM_SEED or endless != (self.supports == "fresh"):
                 raise ValueError(f"supports {self.supports}")
             if self.supports != "uniform" and self.n_support % dictionary.channels:
                 raise ValueError("a support that is no whole number for each channel")

@@ -50,7 +50,7 @@ def support(
     each = n_support // channels
     if how == "tied" and n_atoms < UNBOUNDED:
         chosen = drawn(stream, n_atoms, each)
-    elif how == "leading":
+    elif how == "leading" and n_atoms < UNBOUNDED:
         chosen = dictionary.leading(n, each)
     elif how == "fresh" and n_atoms == UNBOUNDED:
         chosen = int(numbers((*words, 0), 1)[0] >> np.uint64(24)) + np.arange(group * each, (group + 1) * each)

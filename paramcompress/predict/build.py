@@ -131,7 +131,7 @@ def _sized(wish: Wish, dictionary: Dictionary, n_out: int, n_in: int, how: str) 
     dictionary, each = dictionary.sized(max(1, round(wanted / channels)))
     n_atoms = dictionary.n_atoms(n_in // dictionary.channels) * (dictionary.channels // channels)
     if each > n_atoms:
-        raise PredictionError(f"a support of {each} atoms from a {dictionary.kind} dictionary that has {n_atoms}")
+        raise PredictionError(f"a support of {each} atoms from a dictionary ({dictionary.kind}) that has {n_atoms}")
     return dictionary, each * channels
 
 
