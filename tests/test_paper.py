@@ -508,6 +508,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
         results.add({"setting": setting, "seed": seed, "test_error": error}, {})
     table = report.markdown(mnist.EXPERIMENT, results)
     assert "| SE-Emp | - | 1.65 ± 0.64 (2) | 1.50 | - | - | - | - |" in table
-    assert "4 of " in table
+    assert "same seed, points: SE-Emp 5% +0.15 ± 0.64 (2).\n" in table
+    assert "\n5 of " in table
     report.draw(mnist.EXPERIMENT, results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

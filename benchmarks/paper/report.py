@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .experiment import DENSE, Experiment, Setting
-from .store import FOLDER, Mean, Store
+from .store import FOLDER, Mean, Store, mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,15 +66,30 @@ def markdown(experiment: Experiment, store: Store) -> str:
             rows.append([label, *cells])
     header = ["test error, %", *(f"{100 * fraction:g} %" for fraction in fractions), "all, dense"]
     lines = [header, ["---"] * len(header), *rows]
-    n_nets = len(store.records)
     wanted = sum(one.n_seeds for one in experiment.settings)
-    return "\n".join(
-        [
-            *("| " + " | ".join(line) + " |" for line in lines),
-            "",
-            f"{n_nets} of {wanted} nets were run; {missing} of {len(experiment.settings)} settings have none.",
-        ]
+    counted = (
+        f"{len(store.records)} of {wanted} nets were run; {missing} of {len(experiment.settings)} settings have none."
     )
+    return "\n".join(
+        [*("| " + " | ".join(line) + " |" for line in lines), "", *against_dense(experiment, store), counted]
+    )
+
+
+def against_dense(experiment: Experiment, store: Store) -> list[str]:
+    """A line and an empty one with how much more error settings have than the dense net, seed by seed, where there are
+    two or more; nets of one seed learn from the same part of the data, so this interval is the narrower one."""
+    errors = {(one["setting"], one["seed"]): one["test_error"] for one in store.records}
+    found = []
+    for setting in experiment.settings:
+        pairs = [
+            error - errors[DENSE, seed]
+            for (name, seed), error in errors.items()
+            if name == setting.name and setting.method != DENSE and (DENSE, seed) in errors
+        ]
+        if len(pairs) > 1:
+            more = mean(pairs)
+            found.append(f"{setting.name} {more.value:+.2f} ± {more.margin:.2f} ({more.n})")
+    return [f"Against the dense net of the same seed, points: {'; '.join(found)}.", ""] if found else []
 
 
 def shown(found: Mean | None) -> str:
@@ -118,18 +133,18 @@ def draw(experiment: Experiment, store: Store, path: Path) -> None:
 def _lines(axes: Axes, experiment: Experiment, store: Store) -> None:
     fractions: set[float] = set()
     for at, (label, settings) in enumerate(by_method(experiment.settings).items()):
-        found = [(100 * one.fraction, mean) for one in settings if (mean := store.mean(one.name, "test_error"))]
+        found = [(100 * one.fraction, error) for one in settings if (error := store.mean(one.name, "test_error"))]
         if not found:
             continue
         if label == DENSE:
             axes.axhline(found[0][1].value, color=DENSE_GREY, linestyle="--", linewidth=1.2, label="dense")
             continue
-        shares, means = zip(*found, strict=True)
+        shares, errors = zip(*found, strict=True)
         fractions.update(shares)
         axes.errorbar(
             shares,
-            [mean.value for mean in means],
-            yerr=[mean.margin or 0.0 for mean in means],
+            [error.value for error in errors],
+            yerr=[error.margin or 0.0 for error in errors],
             marker=MARKERS[at % len(MARKERS)],
             color=f"C{at % 10}",
             linestyle="-" if at < 10 else ":",
