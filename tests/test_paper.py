@@ -502,13 +502,13 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     for setting, seed, error in (
         ("dense", 0, 1.5),
         ("SE-Emp 5%", 0, 1.6),
-        ("SE-Emp 5%", 1, 1.7),
+        ("SE-Emp 5%", 1, 1.8),
         ("SE-Emp 10%", 0, 1.5),
     ):
         results.add({"setting": setting, "seed": seed, "test_error": error}, {})
     table = report.markdown(mnist.EXPERIMENT, results)
-    assert "| SE-Emp | - | 1.65 ± 0.64 (2) | 1.50 | - | - | - | - |" in table
-    assert "same seed, points: SE-Emp 5% +0.15 ± 0.64 (2).\n" in table
+    assert "| SE-Emp | - | 1.70 ± 1.27 (2) | 1.50 | - | - | - | - |" in table
+    assert "same seed, points: SE-Emp 5% +0.20 ± 1.27 (2).\n" in table
     assert "\n5 of " in table
     report.draw(mnist.EXPERIMENT, results, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
