@@ -501,6 +501,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     results = store.Store(tmp_path / "mnist.json")
     for setting, seed, error in (
         ("dense", 0, 1.5),
+        ("dense", 1, 1.5),
         ("SE-Emp 5%", 0, 1.6),
         ("SE-Emp 5%", 1, 1.8),
         ("SE-Emp 10%", 0, 1.5),
