@@ -219,9 +219,9 @@ def test_differences_are_slopes() -> None:
 
 
 def test_context_is_in_the_order_of_time() -> None:
-    seen = utterances.with_context(np.arange(6.0)[:, None], 2)
-    assert seen[3].tolist() == [1, 2, 3, 4, 5]
-    assert seen[0].tolist() == [0, 0, 0, 1, 2]
+    seen = utterances.with_context(np.arange(6.0)[:, None] * [1, -1], 2)
+    assert seen[3].tolist() == [1, -1, 2, -2, 3, -3, 4, -4, 5, -5]
+    assert seen[0, ::2].tolist() == [0, 0, 0, 1, 2]
 
 
 # ---- settings and results
@@ -457,8 +457,9 @@ def test_speech_on_digits() -> None:
 
 
 def test_an_utterance_is_the_sum_of_its_frames() -> None:
-    """Two frames of the first are wrong by little, one right by much."""
-    logits = torch.tensor([[0.1, 0.0], [0.1, 0.0], [0.0, 9.0], [3.0, 0.0]])
+    """Two frames of the first are wrong with nine parts in ten, one is right with nearly all: logarithms sum to right,
+    the posteriors themselves would to wrong."""
+    logits = torch.tensor([[2.2, 0.0], [2.2, 0.0], [0.0, 9.0], [3.0, 0.0]])
     frames = pictures.Labelled(logits, torch.tensor([1, 1, 1, 0]))
     assert speech.errors(nn.Identity(), frames, torch.tensor([0, 0, 0, 1])) == (50.0, 0.0)
 
