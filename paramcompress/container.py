@@ -171,6 +171,7 @@ class Writer:
                     out.write(header)
                     self._payload.seek(0)
                     shutil.copyfileobj(self._payload, out, 1 << 20)
+                self._scratch.start_flushing()
         return len(header) + n_payload
 
     def part_bytes(self, entry: Entry) -> int:

@@ -29,6 +29,7 @@ def _estimate(x, target, price, walk, raw_bits):
     if mean_square <= target:
         return 0.0
     step = np.sqrt(target / prices.MSE_OF_PLAIN_STEP)
+    one = np.zeros(1, np.int64)  # chain, of all columns
     error = 0.0
     for turn in range(2):
         base, row_classes, column_classes = to_classes(
@@ -46,8 +47,9 @@ def _estimate(x, target, price, walk, raw_bits):
             np.int64(1),
         )
         points = np.zeros(x.shape, np.int32)
-        round_points(x * np.float32(1 / step), base, row_classes, column_classes, price, points)
-        product, square, energy = moments(x, points)
+        inverse = np.float32(1 / step)
+        round_points(x, inverse, base, row_classes, column_classes, price, one, len(x), points)
+        product, square, energy = moments(x, points, one, len(x))
         gain = product / square if square > 0 else step
         error = max(energy - 2 * gain * product + gain * gain * square, 0.0) / x.size
         if turn == 1 or 0.7 * target < error < 1.4 * target:

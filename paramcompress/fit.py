@@ -13,9 +13,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from paramcompress import ranks
+from paramcompress import metrics, ranks
 from paramcompress.codec import Factors, Layout, LowRank
 from paramcompress.estimate import estimated_bits
 from paramcompress.sample import Sample
@@ -24,6 +25,11 @@ from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 LEAST_STEP = 1e-30
+LEAST_REFINED = 0.7
+"""What low rank leaves is quantised with at most this share of its energy as error, also where the limit would allow to
+leave it all: it is no noise, but whole features that are quiet beside the others."""
+MOST_BASIS = 0.5
+"""Of the bytes of a layer without one: what a basis fitted to its kernels may cost, or it is not even fitted."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ def fit(
     if low_rank is not None:
         rest = low_rank.product()
         np.subtract(weight, rest, out=rest)
+        if choice.rank is None:
+            target = min(target, LEAST_REFINED * _mean_square(rest))
     x = transform.coordinates(rest)
     del rest
     trellis, period = TRELLISES[effort.n_states], layout.kernel_size
@@ -117,16 +125,24 @@ def _choose(
     sample = Sample.of(weight, effort.sample, layout.kernel_size)
 
     def n_bytes(transform: Transform, low_rank: LowRank | None) -> float:
-        rest = sample.x if low_rank is None else sample.x - low_rank.part(sample.rows, sample.columns)
-        bits = estimated_bits(transform.coordinates(rest), target / transform.stretch)
+        rest, allowed = sample.x, target
+        if low_rank is not None:
+            rest = sample.x - low_rank.part(sample.rows, sample.columns)
+            allowed = min(target, LEAST_REFINED * _mean_square(rest))
+        bits = estimated_bits(transform.coordinates(rest), allowed / transform.stretch)
         n = transform.n_bytes + bits * weight.size / sample.x.size / 8
         return n if low_rank is None else n + ranks.n_bytes(low_rank)
 
     names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
     if asked is not None:
         names = tuple(name for name in names if name in asked) or ("none",)
-    transforms = [Transform.fitted(name, weight, layout) for name in names]
-    sizes = [n_bytes(one, None) if len(transforms) > 1 else 0.0 for one in transforms]
+    transforms = [Transform.fitted(names[0], weight, layout)]
+    sizes = [n_bytes(transforms[0], None) if len(names) > 1 else 0.0]
+    for name in names[1:]:
+        if name == "patch" and asked is None and layout.kernel_size**2 > MOST_BASIS * sizes[0]:
+            continue
+        transforms.append(Transform.fitted(name, weight, layout))
+        sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
     wanted = choice.rank != 0 and (effort.low_rank or bool(choice.rank) if asked is None else "lowrank" in asked)
     if not wanted:
@@ -141,3 +157,7 @@ def _choose(
         if n < least:
             least, chosen = n, low_rank
     return best, chosen
+
+
+def _mean_square(matrix: NDArray[np.float32]) -> float:
+    return metrics.survey(torch.from_numpy(matrix)).norm ** 2 / matrix.size

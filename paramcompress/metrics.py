@@ -132,11 +132,15 @@ def _sums(original, decoded, scale):
 
 
 @compiled_sums
-def moments(x, points):
-    """Sums of x * point, point**2 and x**2; both arrays in C order."""
+def moments(x, points, chains, per_chain):
+    """Sums of x * point, point**2 and x**2 over some chains of so many columns; both arrays in C order."""
     product = square = energy = 0.0
-    for number, point in zip(x.reshape(-1), points.reshape(-1)):  # noqa: B905  numba knows no strict
-        product += np.float64(number) * np.float64(point)
-        square += np.float64(point) * np.float64(point)
-        energy += np.float64(number) * np.float64(number)
+    numbers, symbols = x.reshape(-1), points.reshape(-1)
+    length = per_chain * x.shape[1]
+    for chain in chains:
+        for e in range(np.uintp(chain * length), np.uintp(min((chain + 1) * length, x.size))):
+            number, point = np.float64(numbers[e]), np.float64(symbols[e])
+            product += number * point
+            square += point * point
+            energy += number * number
     return product, square, energy

@@ -44,15 +44,27 @@ _FILLER = -1
 
 
 def quantize(
-    x: NDArray[np.float32], scales: Scales, trellis: Trellis, cost: NDArray[np.float32], weight: float
+    x: NDArray[np.float32],
+    scales: Scales,
+    trellis: Trellis,
+    cost: NDArray[np.float32],
+    weight: float,
+    *,
+    step: float = 1.0,
+    chains: NDArray[np.int64] | None = None,
+    points: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int32]:
     """Points that minimise squared distance + weight * bits along each chain.
 
     Args:
-        x: (n_columns, n_rows), C order, finite, |x| < 2**30; what dead rows and columns hold becomes zero.
+        x: (n_columns, n_rows), C order, finite, |x| < 2**30 steps; what dead rows and columns hold becomes zero.
         cost: (classes, 2, magnitudes) bits of a magnitude by class and quantiser, from `prices.cost_table`; larger
             magnitudes cost as much as the last.
         weight: squared steps that one bit is worth. 0 finds the nearest points that the trellis allows.
+        step: in the units of x.
+        chains: numbers of the chains to be quantised; without it all. LANES of them cost hardly more than one.
+        points: (n_columns, n_rows), where the points of these chains go; the rest of it stays as it is. Zero in dead
+            rows and columns.
 
     Returns:
         points (n_columns, n_rows).
@@ -61,17 +73,22 @@ def quantize(
         only one chain. With more than one state, each call takes 35 us besides.
     Source: Viterbi search; Marcellin and Fischer 1990.
     """
-    points = np.zeros(x.shape, np.int32)
-    if trellis.n_states == 1:
-        round_points(x, scales.base, scales.rows, scales.columns, cost * np.float32(weight), points)
-        return points
     n_columns, n_rows = x.shape
-    table = _tables(scales.base, scales.rows, scales.columns, cost, np.float32(weight))
     per_chain = columns_per_chain(n_rows)
-    n_live, n_lanes = len(table[3]), min(-(-n_columns // per_chain), LANES)
+    if points is None:
+        points = np.zeros(x.shape, np.int32)
+    if chains is None:
+        chains = np.arange(-(-n_columns // per_chain))
+    inverse = np.float32(1 / step)
+    if trellis.n_states == 1:
+        price = cost * np.float32(weight)
+        round_points(x, inverse, scales.base, scales.rows, scales.columns, price, chains, per_chain, points)
+        return points
+    table = _tables(scales.base, scales.rows, scales.columns, cost, np.float32(weight))
+    n_live, n_lanes = len(table[3]), min(len(chains), LANES)
     scratch = _scratch(trellis.n_states, min(per_chain, n_columns), n_live, n_lanes)
     search = _SEARCHES[trellis.n_states]
-    search(x.reshape(-1), n_rows, *table, per_chain, *scratch, points.reshape(-1))
+    search(x.reshape(-1), inverse, n_rows, *table, chains, per_chain, *scratch, points.reshape(-1))
     return points
 
 
@@ -116,25 +133,31 @@ def _scratch(n_states: int, n_columns: int, n_rows: int, n_lanes: int) -> tuple[
 
 
 @compiled
-def round_points(x, base, rows, columns, price, points):
-    """The plain grid: each number decides alone between the point nearest to it and the next one towards zero."""
+def round_points(x, inverse, base, rows, columns, price, chains, per_chain, points):
+    """The plain grid: each number decides alone between the point nearest to it and the next one towards zero.
+
+    inverse: of the step.
+    """
     most = price.shape[2] - 1
-    for j in range(x.shape[0]):
-        for i in range(x.shape[1]):
-            number = x[j, i]
-            if rows[i] == DEAD or columns[j] == DEAD:
+    for chain in chains:
+        for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
+            if columns[j] == DEAD:
                 continue
-            c, shift = scale_context(base + rows[i] + columns[j])
-            size = abs(number)
-            high = np.int64(size * np.float32(0.5) + np.float32(0.5))
-            low = high - (high > 0)
-            to_high = size - np.float32(2) * np.float32(high)
-            to_low = size - np.float32(2) * np.float32(low)
-            at_high = to_high * to_high + price[c, 0, min(high >> shift, most)]
-            at_low = to_low * to_low + price[c, 0, min(low >> shift, most)]
-            lower = at_low < at_high  # used without a branch: which way it went could not be foreseen
-            point = 2 * (high - lower)
-            points[j, i] = -point if number < 0 else point
+            for i in range(x.shape[1]):
+                if rows[i] == DEAD:
+                    continue
+                number = x[j, i] * inverse
+                c, shift = scale_context(base + rows[i] + columns[j])
+                size = abs(number)
+                high = np.int64(size * np.float32(0.5) + np.float32(0.5))
+                low = high - (high > 0)
+                to_high = size - np.float32(2) * np.float32(high)
+                to_low = size - np.float32(2) * np.float32(low)
+                at_high = to_high * to_high + price[c, 0, min(high >> shift, most)]
+                at_low = to_low * to_low + price[c, 0, min(low >> shift, most)]
+                lower = at_low < at_high  # used without a branch: which way it went could not be foreseen
+                point = 2 * (high - lower)
+                points[j, i] = -point if number < 0 else point
 
 
 @compiled
@@ -145,7 +168,7 @@ def _low(size, q):
 
 @compiled
 def _look_up(
-    x, n_rows, price, width, context, rows, row_class, column_class,
+    x, inverse, n_rows, price, width, context, rows, row_class, column_class,
     lanes, n_lanes, column, row, first, n, numbers, costs,
 ):  # fmt: skip
     """Numbers of n steps and the prices around each; returns the column and the row after them."""
@@ -175,7 +198,7 @@ def _look_up(
                 place = j * n_rows
                 add = column_class[j]
                 for r in range(np.uintp(row), np.uintp(row + n_run)):
-                    number = x[np.uintp(place + rows[r])]
+                    number = x[np.uintp(place + rows[r])] * inverse
                     entry = context[np.uintp(add + row_class[r])]
                     at = entry >> np.uintp(5)
                     shift = np.int64(entry & np.uintp(31))
@@ -366,17 +389,16 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
 
     @compiled
     def search(
-        x, n_rows, price, width, context, rows, row_class, column_class, per_chain,
+        x, inverse, n_rows, price, width, context, rows, row_class, column_class, chains, per_chain,
         lanes, numbers, choice, came_from, costs, path, settled, points,
     ):  # fmt: skip
-        n_chains = (len(column_class) + per_chain - 1) // per_chain
-        for chain in range(0, n_chains, LANES):
-            n_lanes = min(LANES, n_chains - chain)
+        for group in range(0, len(chains), LANES):
+            n_lanes = min(LANES, len(chains) - group)
             lanes[:] = _FILLER
             n_steps = 0
             for lane in range(n_lanes):
                 n = 0
-                start = (chain + lane) * per_chain
+                start = chains[group + lane] * per_chain
                 for j in range(start, min(start + per_chain, len(column_class))):
                     if column_class[j] != DEAD:
                         lanes[n * n_lanes + lane] = j
@@ -390,7 +412,7 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
             for first in range(0, n_steps, per_block):
                 n = min(per_block, n_steps - first)
                 column, row = _look_up(
-                    x, n_rows, price, width, context, rows, row_class, column_class,
+                    x, inverse, n_rows, price, width, context, rows, row_class, column_class,
                     lanes, n_lanes, column, row, first, n, numbers, costs,
                 )  # fmt: skip
                 _weigh(numbers, first * n_lanes, n * n_lanes, costs, choice)

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ class Scratch:
         self.target, self.folder = target, folder
         self.path: Path
         self._lock: int
+        self._flushed: Future[None] | None = None
 
     def __enter__(self) -> Self:
         sweep(self.target)
@@ -55,10 +57,26 @@ class Scratch:
         _remove(self.path)
         os.close(self._lock)
 
+    def start_flushing(self) -> None:
+        """Begin to flush a file that is complete, while it is looked at; `publish` waits until that is done."""
+        self._flushed = Future()
+        threading.Thread(target=self._flush_into, args=(self._flushed,)).start()
+
+    def _flush_into(self, done: Future[None]) -> None:
+        try:
+            _flush(self.path)
+        except OSError as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
     def publish(self) -> None:
         """Flush all of it to the disk and put it in its place at once; what was there is gone."""
-        for file in sorted(self.path.iterdir()) if self.folder else [self.path]:
-            _flush(file)
+        if self._flushed is not None:
+            self._flushed.result()
+        else:
+            for file in sorted(self.path.iterdir()) if self.folder else [self.path]:
+                _flush(file)
         if self.folder:
             _flush(self.path)
             _exchange_or_rename(self.path, self.target)

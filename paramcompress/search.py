@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,22 +22,34 @@ from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
 from paramcompress.jit import compiled_sums
 from paramcompress.metrics import moments
-from paramcompress.quantize import quantize
+from paramcompress.quantize import LANES, quantize
 from paramcompress.sample import Sample, spread
 from paramcompress.scales import Profile
-from paramcompress.trellis import TRELLISES, Trellis
+from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
 LEAST_LEARNT = 2048
 """Weights below which token costs are left at the prior's."""
-IN_PLACE = 1 << 22
-"""Numbers from which x is scaled where it lies."""
-AIM = 0.985
-"""Of the target, for the first quantisation of all of x: the costs that it has learnt make it a little more daring than
-the sample, which had those of the prior."""
+PARTS = (0.25, 0.75, 1.0)
+"""Of the chains: how many are quantised when the error is looked at."""
+LIGHTEST, HEAVIEST = 0.4, 1.2
+"""Times BIT_WEIGHT: what a part may be quantised with so that the whole has its error. Heavier ones cost bytes."""
+WEIGHT_POWER = 1.5
+"""The error grows with this power of the weight ..."""
+EFFECT, EFFECT_POWER = 1.2, 0.65
+"""... from 0 to BIT_WEIGHT by the first of these times the relative squared error to the second. Measured where that
+is 0.01 and 0.05 (docs/design.md); where it is not quite so, a part is quantised again."""
+AIM = 1.0
+"""Of the target, for the step that the sample finds: a lighter weight on all of x then brings the error below, which is
+as good as a finer step."""
+AIMS = 0.75, 0.2
+"""Of the tolerance, below the target: between these the error of the whole is steered."""
 SPARSE_STEP = 1.4
 """Times the step of high rate."""
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly however many there are."""
+MOST_STARTS = 2
 MOST_SEARCHES = 6
 MOST_STEPS = 1 << 25
 """Largest weight in steps: float32, in which the quantiser works, tells no finer ones apart."""
@@ -167,15 +180,67 @@ class Search:
 
     def next_step(self, found: Found, aim: float | None = None) -> float:
         """The step that should make the error `aim`, or the target."""
-        ratio = (aim or self.target) / max(found.error, 1e-30)
-        return found.step * min(max(ratio ** (1 / self.power), 0.25), 4.0)
+        return found.step * self._stride((aim or self.target) / max(found.error, 1e-30))
+
+    def _stride(self, ratio: float) -> float:
+        """What to multiply the step by, for an error that is so many times as large."""
+        return float(min(max(ratio ** (1 / self.power), 0.25), 4.0))
 
     def run(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> Found:
-        """The find of largest error within the target; at most MOST_SEARCHES tries, then as many as it takes to get
-        below.
+        """Points whose error is within `tolerance` below the target, or as near below it as MOST_SEARCHES tries come.
 
-        Scales and costs stay: only so is the error a smooth function of the step.
+        Scales and costs stay: only so is the error a smooth function of step and weight.
         """
+        parts = _parts(*x.shape)
+        for _ in range(MOST_STARTS if len(parts) > 1 else 0):
+            found, step = self._by_weight(x, scales, step, tolerance, parts)
+            if found is not None:
+                return found
+        return self._by_step(x, scales, step, tolerance)
+
+    def _by_weight(
+        self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float, parts: list[NDArray[np.int64]]
+    ) -> tuple[Found | None, float]:
+        """Quantise part after part at one step, each with a weight of a bit that brings the error of the whole to the
+        target: so most of x is quantised only once. None, and a better step, where the weight does not reach so far."""
+        n_parts, total = len(parts), self.target * x.size
+        n_chains = [len(part) for part in parts]
+        per_chain = columns_per_chain(x.shape[1])
+        likely = [_likely_error(x, self.target, part, per_chain) for part in parts]
+        sums: list[tuple[float, float, float]] = []
+        growth = [1.0] * n_parts  # of a part's error, over that at weight 0
+        weight = 1.0
+        points = np.zeros(x.shape, np.int32)
+        for turn in range(2 * n_parts):
+            k = turn % n_parts
+            sums[k : k + 1] = [self._quantise(x, scales, step, points, parts[k], weight)]
+            gain, errors = self._errors(x, points, sums, step)
+            error = sum(errors)
+            if len(errors) == n_parts and total * (1 - tolerance) <= error <= total:
+                return Found(step, gain, error / x.size, Symbols(points, scales, self.trellis)), step
+            energy = sum(one[2] for one in sums) * sum(n_chains) / sum(n_chains[: len(sums)])
+            effect = EFFECT * min(total / energy, 1.0) ** EFFECT_POWER
+            growth[k] = 1 + effect * weight**WEIGHT_POWER
+            if len(errors) < n_parts:  # the rest is taken to be like what is done
+                as_done = error / sum(map(operator.mul, likely[: len(errors)], growth))
+                least = as_done * sum(likely[len(errors) :])
+            else:
+                again = (k + 1) % n_parts
+                least = errors[again] / growth[again]
+                error -= errors[again]
+            if least <= 0:
+                break
+            lightest, heaviest = (
+                (max(((1 - aim * tolerance) * total - error) / least - 1, 0.0) / effect) ** (1 / WEIGHT_POWER)
+                for aim in AIMS
+            )
+            if turn == 0 and (heaviest < LIGHTEST or lightest > HEAVIEST):
+                return None, step * self._stride(total * likely[0] / sum(likely) / error)
+            weight = min(max(min(max(1.0, lightest), heaviest), LIGHTEST), HEAVIEST)
+        return None, step
+
+    def _by_step(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> Found:
+        """The same by quantising all of x at step after step: MOST_SEARCHES, then as many as it takes to get below."""
         # step and error; a copy of the points of a large layer would be too many
         best: tuple[float, float] | None = None
         last: tuple[float, float] | None = None
@@ -200,22 +265,71 @@ class Search:
         raise AssertionError("itertools.count ended")
 
     def quantise(self, x: NDArray[np.float32], scales: Scales, step: float) -> Found:
-        # a large layer is scaled where it lies, to and fro, since there is no room for another; that costs its last bit
-        scaled = x if x.size >= IN_PLACE else np.empty_like(x)
-        np.multiply(x, np.float32(1 / step), out=scaled)
+        """All of x at one step."""
+        points = np.zeros(x.shape, np.int32)
+        sums = self._quantise(x, scales, step, points, np.arange(_n_chains(*x.shape)))
+        gain, (error,) = self._errors(x, points, [sums], step)
+        return Found(step, gain, error / x.size, Symbols(points, scales, self.trellis))
+
+    def _quantise(
+        self,
+        x: NDArray[np.float32],
+        scales: Scales,
+        step: float,
+        points: NDArray[np.int32],
+        chains: NDArray[np.int64],
+        weight: float = 1.0,
+    ) -> tuple[float, float, float]:
+        """Fill in the points of some chains; their `moments`. weight: times BIT_WEIGHT."""
         if not self.peak < MOST_STEPS * step:
             raise Unfit(f"more than {MOST_STEPS} steps")
-        points = quantize(scaled, scales, self.trellis, self.cost, prices.BIT_WEIGHT)
-        if scaled is x:
-            np.multiply(x, np.float32(step), out=x)
-        product, square, energy = moments(x, points)
+        quantize(
+            x, scales, self.trellis, self.cost, weight * prices.BIT_WEIGHT, step=step, chains=chains, points=points
+        )
+        found: tuple[float, float, float] = moments(x, points, chains, columns_per_chain(x.shape[1]))
+        return found
+
+    def _errors(
+        self, x: NDArray[np.float32], points: NDArray[np.int32], sums: list[tuple[float, float, float]], step: float
+    ) -> tuple[float, list[float]]:
+        """Best gain for all parts together, and the squared error of each with it. sums: `moments` of each."""
+        product, square = sum(one[0] for one in sums), sum(one[1] for one in sums)
         gain = float(np.float32(product / square)) if square else step
-        error = energy - 2 * gain * product + gain * gain * square
-        if self.gram is not None:
-            if self.stretch is None:
-                self.stretch = _stretch(x, points, gain, self.gram)
-            error *= self.stretch
-        return Found(step, gain, max(error, 0.0) / x.size, Symbols(points, scales, self.trellis))
+        if self.gram is not None and self.stretch is None:
+            self.stretch = _stretch(x, points, gain, self.gram)
+        stretch = 1.0 if self.stretch is None else self.stretch
+        return gain, [stretch * max(e - 2 * gain * p + gain * gain * s, 0.0) for p, s, e in sums]
+
+
+def _n_chains(n_columns: int, n_rows: int) -> int:
+    return -(-n_columns // columns_per_chain(n_rows))
+
+
+def _parts(n_columns: int, n_rows: int) -> list[NDArray[np.int64]]:
+    """Chains in parts as PARTS says, each from all over the matrix and each but the last a multiple of LANES; all in
+    one where there are hardly any."""
+    n_chains = _n_chains(n_columns, n_rows)
+    n_groups = -(-n_chains // LANES)
+    if n_groups < len(PARTS):
+        return [np.arange(n_chains)]
+    order = np.argsort(np.arange(n_chains) * GOLDEN % 1, kind="stable")
+    cuts = [LANES * max(1 + k, round(end * n_groups)) for k, end in enumerate(PARTS[:-1])]
+    return np.split(order, cuts)
+
+
+@compiled_sums
+def _likely_error(x, target, chains, per_chain):
+    """Squared error of some chains, but for a factor: the target of each number, less where a column is hardly louder
+    than that."""
+    allowed = target * x.shape[1]
+    found = 0.0
+    for chain in chains:
+        for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
+            energy = 0.0
+            for i in range(x.shape[1]):
+                energy += np.float64(x[j, i]) * x[j, i]
+            found += energy * allowed / (energy + allowed)
+    return found
 
 
 def _stretch(x: NDArray[np.float32], points: NDArray[np.int32], gain: float, gram: NDArray[np.float64]) -> float:

@@ -324,3 +324,14 @@ def test_size_of_the_weights_does_not_matter(size: float, rng: np.random.Generat
     assert piece.entry.dictionary == plain.entry.dictionary == "lowrank"
     assert len(piece.stream) == pytest.approx(len(plain.stream), rel=0.02)
     assert metrics.deviation(weight * size, decoded).rel_error <= 0.05
+
+
+def test_quiet_features_are_not_left_to_the_error_of_loud_ones(rng: np.random.Generator) -> None:
+    """Was: a classifier with ten rows in use beside 118 loud ones of low rank lost all ten within its limit."""
+    loud = low_rank(rng, 118, 256, 1, noise=0.01)
+    quiet = torch.from_numpy(rng.standard_normal((10, 256)).astype(np.float32))
+    weight = torch.cat([loud, quiet * float(loud.norm()) * 0.25 / float(quiet.norm())])
+    piece, decoded = squeeze_one(weight, 0.28, "default")
+    assert piece.entry.dictionary == "lowrank", "or the test shows nothing"
+    assert true_error(weight, decoded) <= 0.28
+    assert true_error(weight[118:], decoded[118:]) < 0.9

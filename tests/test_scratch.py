@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -37,13 +38,16 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 # ------------------------------------------------------------------------------------------- one scratch
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_a_file_takes_its_place(before: str | None) -> None:
+def test_a_file_takes_its_place(before: str | None, ahead: bool) -> None:
     target = Path("out")
     if before:
         target.write_text(before)
     with Scratch(target) as one:
         one.path.write_text("new")
+        if ahead:
+            one.start_flushing()
         assert (target.read_text() if target.exists() else None) == before
         one.publish()
         assert target.read_text() == "new"
@@ -62,6 +66,21 @@ def test_a_folder_takes_its_place(before: bool, can_exchange: bool, monkeypatch:
         (one.path / "new").write_text("")
         one.publish()
     assert (files_in(Path()), files_in(Path("out"))) == (["out"], ["new"])
+
+
+def test_a_disk_that_fails_while_the_file_is_looked_at_is_told_by_publish(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    Path("out").write_text("old")
+    monkeypatch.setattr(scratch, "_flush", fail)
+    with Scratch(Path("out")) as one:
+        one.path.write_text("new")
+        one.start_flushing()
+        with pytest.raises(OSError, match="Input/output"):
+            one.publish()
+    assert Path("out").read_text() == "old"
+    assert files_in(Path()) == ["out"]
 
 
 def test_without_publish_or_after_an_error_nothing_is_left() -> None:

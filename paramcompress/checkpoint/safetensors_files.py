@@ -130,18 +130,20 @@ def _are_sizes(values: list[Any]) -> bool:
 
 def read_tensor(path: Path, entry: Entry) -> Tensor:
     """The values of one tensor, in memory of their own."""
-    content = bytearray(math.prod(entry.shape) * entry.dtype.itemsize)
-    if not content:
-        return torch.empty(entry.shape, dtype=entry.dtype)
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    if tensor.numel() == 0:
+        return tensor
+    content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            n_read = file.readinto(content)
+            while content and (n_read := file.readinto(content)):  # the system reads 2 GiB at a time
+                content = content[n_read:]
     except OSError as error:
         raise CheckpointError(path, error.strerror or str(error), tensor=entry.name) from error
-    if n_read < len(content):
+    if content:
         raise CheckpointError(path, "the file has become shorter since it was opened", tensor=entry.name)
-    return torch.frombuffer(content, dtype=torch.uint8).view(entry.dtype).reshape(entry.shape)
+    return tensor
 
 
 def write_file(

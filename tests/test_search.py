@@ -1,0 +1,89 @@
+"""The search for the step: the error that was asked for, hardly below it, and most numbers quantised only once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paramcompress import search
+from paramcompress.prices import cost_table
+from paramcompress.quantize import LANES, quantize
+from paramcompress.scales import Profile
+from paramcompress.search import Search, search_step
+from paramcompress.trellis import TRELLISES, columns_per_chain
+
+
+def matrix(n_columns: int, n_rows: int, loudness: float = 0.0) -> NDArray[np.float32]:
+    """Gaussian numbers; columns of equal loudness, or of one that varies by so many octaves."""
+    chance = np.random.default_rng(n_columns * n_rows)
+    x = chance.standard_normal((n_columns, n_rows))
+    return (x * 2.0 ** (loudness * chance.random((n_columns, 1)))).astype(np.float32)
+
+
+@pytest.mark.parametrize("share", [0.003, 0.05, 0.3])
+@pytest.mark.parametrize("n_states", [1, 8, 32])
+@pytest.mark.parametrize(
+    ("shape", "loudness"), [((300, 256), 0.0), ((1200, 64), 4.0), ((40, 30), 2.0), ((1, 40000), 0.0)]
+)
+def test_the_error_is_the_one_asked_for(shape: tuple[int, int], loudness: float, n_states: int, share: float) -> None:
+    x = matrix(*shape, loudness)
+    target = share * float(np.square(x, dtype=np.float64).mean())
+    gain, stored = search_step(x, target, TRELLISES[n_states], 1, 0.02)
+    assert stored is not None
+    error = float(np.square(x - gain * stored.points).mean())
+    least = 0.97 if x.size > 10_000 else 0.8
+    assert least * target <= error <= target * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05])
+@pytest.mark.parametrize("loudness", [0.0, 3.0])
+def test_most_numbers_are_quantised_once(loudness: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = matrix(1000, 200, loudness)
+    n_numbers = 0
+
+    def counted(*args, **keywords):  # type: ignore[no-untyped-def]
+        nonlocal n_numbers
+        n_numbers += len(keywords["chains"]) * columns_per_chain(args[0].shape[1]) * args[0].shape[1]
+        return quantize(*args, **keywords)
+
+    monkeypatch.setattr(search, "quantize", counted)
+    search_step(x, share * float(np.square(x).mean()), TRELLISES[8], 1, 0.02)
+    assert n_numbers < 1.6 * x.size, "with the sample, on which classes and step are settled"
+
+
+@pytest.mark.parametrize("n_states", [1, 8])
+def test_part_by_part_gives_the_same_points_as_all_at_once(n_states: int) -> None:
+    x = matrix(500, 100)
+    scales = Profile.of(x, 0.01).scales(0.2, 0.2)
+    whole = quantize(x, scales, TRELLISES[n_states], cost_table(), 0.46, step=0.2)
+    points = np.full_like(whole, 7)
+    for part in search._parts(*x.shape):
+        quantize(x, scales, TRELLISES[n_states], cost_table(), 0.46, step=0.2, chains=part, points=points)
+    assert np.array_equal(points, whole)
+    assert np.array_equal(whole, quantize(x * np.float32(5), scales, TRELLISES[n_states], cost_table(), 0.46))
+
+
+@pytest.mark.parametrize("n_columns", [1, 40, 85, 86, 130, 4000])
+def test_parts_hold_every_chain_once(n_columns: int) -> None:
+    parts = search._parts(n_columns, 100)
+    chains = np.concatenate(parts)
+    assert sorted(chains) == list(range(-(-n_columns // columns_per_chain(100))))
+    assert all(len(part) % LANES == 0 for part in parts[:-1])
+    assert all(len(part) for part in parts)
+
+
+def test_an_error_out_of_reach_of_the_weight_changes_the_step() -> None:
+    """The sample can be wrong: then the first part shows it, and a second start is nearer."""
+    x = matrix(600, 100)
+    target = 0.02
+    profile = Profile.of(x, target)
+    one = Search(target, profile.peak, TRELLISES[8])
+    step = float(np.sqrt(target / 0.26))
+    parts = search._parts(*x.shape)
+    found, better = one._by_weight(x, profile.scales(step, step), 2 * step, 0.02, parts)
+    assert found is None
+    assert better == pytest.approx(step, rel=0.1)
+    found, _ = one._by_weight(x, profile.scales(step, step), better, 0.02, parts)
+    assert found is not None
+    assert 0.98 * target <= found.error <= target
