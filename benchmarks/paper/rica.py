@@ -37,7 +37,7 @@ SETTINGS = (
     *(Setting(kind, 0.5) for kind in ("Cosine", "RandCon", "RandFixU")),
     *(Setting(kind, 0.5, width=2) for kind in ("Cosine", "RandCon", "RandFixU")),
 )
-PENALTIES = (1e-4, 1e-3, 1e-2)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Of the classifier; the validation images choose one."""
 EPS = 1e-2
 
