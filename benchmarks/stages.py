@@ -22,26 +22,15 @@ import torch
 from memory import commit, cpu_model
 
 import paramcompress
-from paramcompress import (
-    checkpoint,
-    codec,
-    container,
-    entropy,
-    fit,
-    layer,
-    metrics,
-    pipeline,
-    ranks,
-    search,
-    transforms,
-)
+from paramcompress import checkpoint, codec, container, entropy, layer, metrics, pipeline
+from paramcompress.fit import factors, ranks, search, transforms
 
 RUNS = 15
 RESULT = Path(__file__).parent / "results" / "stages.json"
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "read and survey": [(checkpoint.Checkpoint, "load"), (metrics, "survey")],
     "fit bases to kernels": [(transforms.Transform, "fitted")],
-    "choose transform": [(fit, "_choose"), (fit, "estimated_bits")],
+    "choose transform": [(factors, "_choose"), (factors, "estimated_bits")],
     "choose rank": [(ranks, "_largest"), (ranks, "truncated_svd"), (ranks, "_best_rank"), (ranks, "quantise_factors")],
     "change basis": [(transforms.Transform, "coordinates")],
     "settle classes and step on a sample": [(search, "search_step"), (search, "_settle")],

@@ -21,9 +21,8 @@ from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED, Layout
 from paramcompress.container import Entry
 from paramcompress.errors import BudgetError
-from paramcompress.fit import Choice, Effort, fit
+from paramcompress.fit import Choice, Effort, Unfit, fit
 from paramcompress.predicted import PREDICTED
-from paramcompress.search import Unfit
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""

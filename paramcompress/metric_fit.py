@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramcompress import prices, ranks
+from paramcompress import prices
 from paramcompress.codec import Factors, Layout, LowRank, Symbols
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
 from paramcompress.feedback import Worth, quantize_in_metric
-from paramcompress.fit import Effort
+from paramcompress.fit import Effort, ranks
+from paramcompress.fit.scales import DEAD_PEAK, Profile
+from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
-from paramcompress.scales import DEAD_PEAK, Profile
-from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 SHRINKAGE = 0.15

@@ -16,10 +16,9 @@ from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import Layout
 from paramcompress.container import Entry
 from paramcompress.dictionaries.recipe import Recipe
-from paramcompress.fit import Choice, Effort, fit
+from paramcompress.fit import Choice, Effort, Unfit, fit
 from paramcompress.layer import Piece, Setting, round_up
 from paramcompress.predicted import PREDICTED, Prediction
-from paramcompress.search import Unfit
 
 _MOST_TRIES = 6
 

@@ -21,9 +21,9 @@ from paramcompress.calibration import calibrate
 from paramcompress.codec import Layout, encode_factored
 from paramcompress.errors import CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
+from paramcompress.fit.transforms import Transform
 from paramcompress.metric_fit import Dictionary, Metric, MetricFit
 from paramcompress.moments import SecondMoments
-from paramcompress.transforms import Transform
 from sample_models import models
 
 OUT = "out.safetensors"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paramcompress import search
+from paramcompress.fit import search
+from paramcompress.fit.scales import Profile
+from paramcompress.fit.search import Search, search_step
 from paramcompress.prices import cost_table
 from paramcompress.quantize import LANES, quantize
-from paramcompress.scales import Profile
-from paramcompress.search import Search, search_step
 from paramcompress.trellis import TRELLISES, columns_per_chain
 
 

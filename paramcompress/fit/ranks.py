@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from paramcompress import metrics, prices
 from paramcompress.codec import LowRank
 from paramcompress.dictionaries.lowrank import truncated_svd
+from paramcompress.fit.sample import spread
+from paramcompress.fit.scales import Profile
+from paramcompress.fit.search import Search
+from paramcompress.fit.transforms import Transform
 from paramcompress.jit import compiled, compiled_sums
-from paramcompress.sample import spread
-from paramcompress.scales import Profile
-from paramcompress.search import Search
-from paramcompress.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 ATOM_NOISE = 1.2

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from paramcompress import prices
 from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
+from paramcompress.fit.sample import Sample, spread
+from paramcompress.fit.scales import Profile
 from paramcompress.jit import compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
-from paramcompress.sample import Sample, spread
-from paramcompress.scales import Profile
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 SEARCH_SAMPLE = 1 << 14

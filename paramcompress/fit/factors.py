@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress import ranks
 from paramcompress.codec import Factors, Layout, LowRank
-from paramcompress.estimate import estimated_bits
-from paramcompress.sample import Sample
-from paramcompress.search import MOST_STEPS, Unfit, search_sparse, search_step
-from paramcompress.transforms import Transform
+from paramcompress.fit import ranks
+from paramcompress.fit.estimate import estimated_bits
+from paramcompress.fit.sample import Sample
+from paramcompress.fit.search import MOST_STEPS, Unfit, search_sparse, search_step
+from paramcompress.fit.transforms import Transform
 from paramcompress.trellis import TRELLISES
 
 LEAST_STEP = 1e-30

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from paramcompress import prices
 from paramcompress.entropy import N_CLASSES, N_TOKENS, WALKS
+from paramcompress.fit.scales import fit_scales, to_classes
 from paramcompress.jit import compiled
 from paramcompress.metrics import moments
 from paramcompress.quantize import round_points
-from paramcompress.scales import fit_scales, to_classes
 
 
 def estimated_bits(x: NDArray[np.float32], target: float) -> float:
