@@ -200,13 +200,25 @@ def test_both_hooks_run_alike() -> None:
 
 @installed
 @pytest.mark.skipif(GIT is None or PRE_COMMIT is None, reason="needs git and pre-commit")
-def test_the_hook_in_the_real_pre_commit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """In a repository of its own, with the hook from another: a commit that breaks the budget does not come about.
-
-    The hook that takes the command from the path, since building an environment with torch needs a network.
-    """
+@pytest.mark.parametrize(
+    "hook_id",
+    [
+        "paramcompress-check-system",
+        pytest.param(
+            "paramcompress-check",
+            marks=pytest.mark.skipif(
+                os.environ.get("PARAMCOMPRESS_TEST_INSTALL") != "1",
+                reason="fetches torch into an environment of the hook's own",
+            ),
+        ),
+    ],
+)
+def test_the_hook_in_the_real_pre_commit(hook_id: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In a repository of its own, with the hook from another: a commit that breaks the budget does not come about."""
     hooks = tmp_path_factory.mktemp("hooks")
-    shutil.copy(ROOT / ".pre-commit-hooks.yaml", hooks)
+    shutil.copytree(ROOT / "paramcompress", hooks / "paramcompress", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".pre-commit-hooks.yaml", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, hooks)
     git(hooks, "init", "-q")
     git(hooks, "add", ".")
     git(hooks, "commit", "-qm", "hooks")
@@ -215,7 +227,7 @@ def test_the_hook_in_the_real_pre_commit(folder: Path, tmp_path_factory: pytest.
             {
                 "repo": str(hooks),
                 "rev": git(hooks, "rev-parse", "HEAD"),
-                "hooks": [{"id": "paramcompress-check-system"}],
+                "hooks": [{"id": hook_id}],
             }
         ]
     }
@@ -225,8 +237,10 @@ def test_the_hook_in_the_real_pre_commit(folder: Path, tmp_path_factory: pytest.
 
     def hook() -> tuple[int, str]:
         path = os.pathsep.join([str(SCRIPTS), os.environ["PATH"]])
-        env = {**os.environ, "PATH": path, "PRE_COMMIT_HOME": str(hooks / "cache"), "PRE_COMMIT_COLOR": "never"}
-        done = subprocess.run([PRE_COMMIT, "run"], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+        home = str(folder.parent / "pre-commit")
+        env = {**os.environ, "PATH": path, "PRE_COMMIT_HOME": home, "PRE_COMMIT_COLOR": "never"}
+        env["PIP_CONSTRAINT"] = str(ROOT / "constraints.txt")
+        done = subprocess.run([PRE_COMMIT, "run"], cwd=folder, env=env, capture_output=True, text=True, timeout=900)
         return done.returncode, done.stdout + done.stderr
 
     code, said = hook()
