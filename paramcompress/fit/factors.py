@@ -160,6 +160,6 @@ def _choose(
 
 def _refined(weight: NDArray[np.float32], rest: NDArray[np.float32]) -> float:
     """Mean squared error to which what low rank leaves of a weight has to be refined; inf where no feature is lost."""
-    energies, left = (np.square(one, dtype=np.float64).sum(1) for one in (weight, rest))
+    energies, left = ranks.mean_squares(weight), ranks.mean_squares(rest)
     is_lost = (left > energies / 2) & (energies > 0)
-    return LEAST_REFINED * float(left.sum()) / rest.size if is_lost.mean() > MOST_LOST else math.inf
+    return LEAST_REFINED * float(left.mean()) if is_lost.mean() > MOST_LOST else math.inf

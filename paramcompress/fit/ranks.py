@@ -65,7 +65,7 @@ def low_ranks(
     else:
         if smaller < 4 or weight.size < LEAST_LOW_RANK:
             return
-        energies = _mean_squares(transform.coordinates(weight[spread(len(weight), 64)]))
+        energies = mean_squares(transform.coordinates(weight[spread(len(weight), 64)]))
         bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
         value, atom = _largest(weight)
         largest = _directions(value * math.sqrt(_POWER_MARGIN), atom, transform)
@@ -144,8 +144,8 @@ def _directions(
 
 
 @compiled_sums
-def _mean_squares(x):
-    """(n_columns,) of x (n_columns, n_rows)."""
+def mean_squares(x):
+    """(n,) of the lines of x (n, m)."""
     found = np.empty(len(x))
     for j in range(len(x)):
         total = 0.0
