@@ -1,11 +1,10 @@
 """Coverage-guided fuzzing of every reader with atheris: `pip install atheris`, which is no dependency of the tests.
 
-    python benchmarks/fuzz.py TARGET [SECONDS] [FOLDER]      # header, index, factored, exact, torch, legacy,
-    safetensors
+    python benchmarks/fuzz.py TARGET [SECONDS] [FOLDER]
 
-Begins with small honest inputs, keeps what reaches new lines in FOLDER if one is given, and ends with an error at
-the first
-exception that is not the package's own. Checksums are put right, so that the search is not spent on guessing them.
+TARGET is header, index, factored, exact, torch, legacy or safetensors. Begins with small honest inputs, keeps what
+reaches new lines in FOLDER if one is given, and ends with an error at the first exception that is not the package's
+own. Checksums are put right, so that the search is not spent on guessing them.
 Compiled loops are not instrumented: they are run, and a crash in one ends the process.
 """
 
