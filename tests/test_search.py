@@ -73,6 +73,20 @@ def test_parts_hold_every_chain_once(n_columns: int) -> None:
     assert all(len(part) for part in parts)
 
 
+@pytest.mark.parametrize("n_silent", [1, 2])
+def test_parts_in_which_nothing_is(n_silent: int) -> None:
+    """Was a division by zero: the first part tells nothing of the rest."""
+    x = matrix(600, 100)
+    per_chain = columns_per_chain(100)
+    for part in search._parts(*x.shape)[:n_silent]:
+        for chain in part:
+            x[chain * per_chain : (chain + 1) * per_chain] = 0
+    target = 0.02 * float(np.square(x).mean())
+    gain, stored = search_step(x, target, TRELLISES[8], 1, 0.02)
+    assert stored is not None
+    assert 0.9 * target <= np.square(x - gain * stored.points).mean() <= target * (1 + 1e-6)
+
+
 def test_an_error_out_of_reach_of_the_weight_changes_the_step() -> None:
     """The sample can be wrong: then the first part shows it, and a second start is nearer."""
     x = matrix(600, 100)

@@ -1,8 +1,9 @@
 """The step of the quantiser at which a matrix has a given error, and the points that come out there.
 
-The quantiser trades error for bits at a fixed price, `prices.BIT_WEIGHT` squared steps a bit, which is the slope of the
-rate-distortion function where the trellis works. So the step alone sets the error, and a secant search finds it. Which
-scale classes pay is settled before, on a sample.
+The quantiser trades error for bits at a price, about `prices.BIT_WEIGHT` squared steps a bit, which is the slope of the
+rate-distortion function where the trellis works. Which scale classes pay is settled on a sample, and nearly the right
+step; what that is off by, the price makes good while the parts of the matrix are quantised one after the other. Where
+the price does not reach so far, and where there are no parts, a secant search finds the step.
 
 Shapes: x (n_columns, n_rows): the matrix to be quantised, column after column, as the trellis runs.
 """
@@ -40,9 +41,6 @@ WEIGHT_POWER = 1.5
 EFFECT, EFFECT_POWER = 1.2, 0.65
 """... from 0 to BIT_WEIGHT by the first of these times the relative squared error to the second. Measured where that
 is 0.01 and 0.05 (docs/design.md); where it is not quite so, a part is quantised again."""
-AIM = 1.0
-"""Of the target, for the step that the sample finds: a lighter weight on all of x then brings the error below, which is
-as good as a finer step."""
 AIMS = 0.75, 0.2
 """Of the tolerance, below the target: between these the error of the whole is steered."""
 SPARSE_STEP = 1.4
@@ -157,12 +155,12 @@ def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: in
     scales = min(candidates, key=n_bits)
     for _ in range(2 if sparse else 1):
         found = search.learn(part.x, part.of_scales(scales), step)
-        step = search.next_step(found, AIM * search.target)
+        step = search.next_step(found)  # a lighter weight then brings the error below: as good as a finer step
     return scales, step
 
 
 class Search:
-    """Secant search for the step; keeps what it has learnt of token costs and slope."""
+    """Search for points of a given error; keeps what it has learnt of token costs and slope."""
 
     def __init__(self, target: float, peak: float, trellis: Trellis, gram: NDArray[np.float64] | None = None) -> None:
         self.target, self.peak, self.trellis, self.gram = target, peak, trellis, gram
@@ -218,6 +216,8 @@ class Search:
             error = sum(errors)
             if len(errors) == n_parts and total * (1 - tolerance) <= error <= total:
                 return Found(step, gain, error / x.size, Symbols(points, scales, self.trellis)), step
+            if error == 0:  # nothing is there, which tells nothing of the rest
+                break
             energy = sum(one[2] for one in sums) * sum(n_chains) / sum(n_chains[: len(sums)])
             effect = EFFECT * min(total / energy, 1.0) ** EFFECT_POWER
             growth[k] = 1 + effect * weight**WEIGHT_POWER
