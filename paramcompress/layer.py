@@ -159,7 +159,9 @@ def _encode_factored(
             return None
     else:
         return None
-    return _factored_piece(info, tensor, factors, decoded, found.rel_error, _unheeded(setting.choice, factors))
+    crc = _crc(decoded)
+    del decoded  # packing needs the room
+    return _factored_piece(info, tensor, factors, crc, found.rel_error, _unheeded(setting.choice, factors))
 
 
 def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece | None:
@@ -168,7 +170,9 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
     The error stated is that against `tensor`, the original.
     """
     decoded = codec.to_tensor(factors.reconstruct(), info.shape, torch_dtype(info.dtype))
-    return _factored_piece(info, tensor, factors, decoded, metrics.deviation(tensor, decoded).rel_error, "")
+    crc, rel_error = _crc(decoded), metrics.deviation(tensor, decoded).rel_error
+    del decoded
+    return _factored_piece(info, tensor, factors, crc, rel_error, "")
 
 
 def restated(entry: Entry, rel_error: float) -> Entry:
@@ -177,10 +181,9 @@ def restated(entry: Entry, rel_error: float) -> Entry:
 
 
 def _factored_piece(
-    info: TensorInfo, tensor: Tensor, factors: codec.Factors, decoded: Tensor, rel_error: float, note: str
+    info: TensorInfo, tensor: Tensor, factors: codec.Factors, crc: int, rel_error: float, note: str
 ) -> Piece | None:
-    crc = _crc(decoded)
-    del decoded
+    """crc: of the decoded tensor."""
     stream = codec.encode_factored(factors)
     n_raw = tensor.numel() * tensor.element_size()
     if len(stream) > 0.7 * n_raw:
