@@ -176,8 +176,7 @@ class Factors:
     def is_exact(self) -> bool:
         """Whether every partial sum of the reconstruction stays below 2**53 units of its lowest power of two."""
         if self.stored is not None:
-            points = self.stored.points
-            peak = float(max(points.max(initial=0), -int(points.min(initial=0))))
+            peak = float(entropy.peak(self.stored.points))
             if self.basis_matrix is not None:
                 peak *= float(np.abs(self.basis_matrix[0]).sum(1).max())
             if peak >= 2.0**53:

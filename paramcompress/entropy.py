@@ -98,10 +98,9 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_most = points.size + 2 * (n_rows + n_columns)
     contexts = np.empty(n_most, np.uint8)
     tokens = np.empty(n_most, np.uint8)
-    largest = max(int(points.max(initial=0)), -int(points.min(initial=0)))
-    bits_each = 12 + max(largest.bit_length(), 17)
-    raw = np.zeros(n_most * bits_each // 32 + 3, np.uint32)
-    flags = _flags(scales, period)
+    bits_each = 12 + max(int(peak(points)).bit_length(), 17)
+    raw = np.empty(n_most * bits_each // 32 + 3, np.uint32)
+    flags = int(_flags(scales.rows, scales.columns, period))
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
     n_tokens, n_full, waiting, n_waiting = _put_all(
         points, scales.base, scales.rows, scales.columns, flags, period, *walk, contexts, tokens, raw
@@ -145,18 +144,6 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
-
-
-def _flags(scales: Scales, period: int) -> int:
-    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead, 4 columns follow the
-    one before."""
-    return (
-        int(scales.rows.max(initial=0) > 0)
-        | int(scales.columns.max(initial=0) > 0) << 1
-        | int(scales.rows.min(initial=0) < 0) << 2
-        | int(scales.columns.min(initial=0) < 0) << 3
-        | int(distance_bits(scales.columns, period, 1) < distance_bits(scales.columns, period, 0)) << 4
-    )
 
 
 def varint(value: int) -> bytes:
@@ -263,6 +250,30 @@ def _mantissa(token, raw, at):
 
 
 # ------------------------------------------------------------------------------------------- points to tokens
+
+
+@compiled
+def peak(points):
+    """Largest magnitude in a matrix of integers, 0 where there are none."""
+    low = high = np.int32(0)
+    for j in range(points.shape[0]):
+        for i in range(np.uintp(points.shape[1])):
+            low = min(low, points[j, i])
+            high = max(high, points[j, i])
+    return max(np.int64(high), -np.int64(low))
+
+
+@compiled
+def _flags(rows, columns, period):
+    """Bit 0 rows have classes, 1 columns have classes, 2 some row is dead, 3 some column is dead, 4 columns follow the
+    one before."""
+    local = distance_bits(columns, period, np.int64(1)) < distance_bits(columns, period, np.int64(0))
+    flags = np.int64(local) << 4
+    for one in rows:
+        flags |= np.int64(one > 0) | np.int64(one < 0) << 2
+    for one in columns:
+        flags |= np.int64(one > 0) << 1 | np.int64(one < 0) << 3
+    return flags
 
 
 @compiled

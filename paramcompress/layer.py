@@ -48,6 +48,8 @@ class Piece:
     entry: Entry
     stream: bytes
     note: str = ""
+    found: metrics.Deviation | None = None
+    """Distance of the original from what the stream decodes to, where that was looked at."""
 
 
 class UnknownCodecError(ValueError):
@@ -58,8 +60,14 @@ class UnknownCodecError(ValueError):
         self.found = found
 
 
-def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str) -> Piece:
+def encode(
+    info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, seed: int, device: str, *, prove: bool = False
+) -> Piece:
     """Stream and index entry of a tensor, its error within setting.limit where that is firm.
+
+    Args:
+        prove: measure that error on what the stream decodes to, and not on what it was made of: the same, unless coder
+            or decoder are broken.
 
     Raises:
         BudgetError: rank or density set by hand cannot hold a limit that was set too.
@@ -72,7 +80,7 @@ def encode(info: TensorInfo, tensor: Tensor, setting: Setting, effort: Effort, s
         if not seen.is_finite:
             note = "holds NaN or Inf, kept exactly"
         else:
-            piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device)
+            piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device, prove)
             if piece is not None:
                 return piece
     return replace(_encode_exact(info, tensor), note=note)
@@ -118,7 +126,14 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
 
 
 def _encode_factored(
-    info: TensorInfo, tensor: Tensor, norm: float, setting: Setting, effort: Effort, seed: int, device: str
+    info: TensorInfo,
+    tensor: Tensor,
+    norm: float,
+    setting: Setting,
+    effort: Effort,
+    seed: int,
+    device: str,
+    prove: bool,
 ) -> Piece | None:
     """None where exact is smaller, or the limit lies below what the dtype or the quantiser can do."""
     layout = Layout.of(info.shape)
@@ -143,6 +158,10 @@ def _encode_factored(
             factors = fit(weight, layout, aim * scale**2, effort, setting.choice, seed, device).scaled(1 / scale)
         except Unfit:
             return None
+        stream = codec.encode_factored(factors)
+        if prove:
+            del factors  # decoding needs the room
+            factors = codec.decode_factored(stream, info.shape)
         decoded = codec.to_tensor(factors.reconstruct(), info.shape, dtype)
         found = metrics.deviation(tensor, decoded)
         if found.rel_error <= setting.limit or not setting.firm:
@@ -159,9 +178,8 @@ def _encode_factored(
             return None
     else:
         return None
-    crc = _crc(decoded)
-    del decoded  # packing needs the room
-    return _factored_piece(info, tensor, factors, crc, found.rel_error, _unheeded(setting.choice, factors))
+    piece = _factored_piece(info, tensor, stream, factors, _crc(decoded), found.rel_error)
+    return piece and replace(piece, note=_unheeded(setting.choice, factors), found=found if prove else None)
 
 
 def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece | None:
@@ -171,8 +189,8 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
     """
     decoded = codec.to_tensor(factors.reconstruct(), info.shape, torch_dtype(info.dtype))
     crc, rel_error = _crc(decoded), metrics.deviation(tensor, decoded).rel_error
-    del decoded
-    return _factored_piece(info, tensor, factors, crc, rel_error, "")
+    del decoded  # packing needs the room
+    return _factored_piece(info, tensor, codec.encode_factored(factors), factors, crc, rel_error)
 
 
 def restated(entry: Entry, rel_error: float) -> Entry:
@@ -181,10 +199,9 @@ def restated(entry: Entry, rel_error: float) -> Entry:
 
 
 def _factored_piece(
-    info: TensorInfo, tensor: Tensor, factors: codec.Factors, crc: int, rel_error: float, note: str
+    info: TensorInfo, tensor: Tensor, stream: bytes, factors: codec.Factors, crc: int, rel_error: float
 ) -> Piece | None:
     """crc: of the decoded tensor."""
-    stream = codec.encode_factored(factors)
     n_raw = tensor.numel() * tensor.element_size()
     if len(stream) > 0.7 * n_raw:
         exact = (
@@ -207,7 +224,7 @@ def _factored_piece(
         home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
         n_bytes=len(stream),
     )
-    return Piece(entry, stream, note)
+    return Piece(entry, stream)
 
 
 def _unheeded(choice: Choice, factors: codec.Factors) -> str:

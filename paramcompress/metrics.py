@@ -122,15 +122,17 @@ def _peak(original, decoded):
 @compiled_sums
 def _sums(original, decoded, scale):
     """Sums of squared differences and of squared originals, scaled; largest difference as it is."""
-    squared = norm = largest = 0.0
+    squared = norm = 0.0
+    largest = np.int64(0)
     for i in range(len(original)):
         w = np.float64(original[i])
         w_hat = np.float64(decoded[i])
-        largest = max(largest, abs(w - w_hat))
+        # numbers that are not negative are in the order of their bits, and whole numbers several at a time
+        largest = max(largest, np.float64(abs(w - w_hat)).view(np.int64))
         residual = w_hat * scale - w * scale
         squared += residual * residual
         norm += w * scale * (w * scale)
-    return squared, norm, largest
+    return squared, norm, np.int64(largest).view(np.float64)
 
 
 @compiled_sums

@@ -169,13 +169,12 @@ def squeeze(
             with torch_threads(n_threads):
                 job.rehearse(path, level, size, progress)
         with Writer(path) as writer:
-            file_bytes = job.write(writer, level, keep=not dry_run, progress=progress)
+            file_bytes = job.write(writer, level, keep=not dry_run, prove=verify, progress=progress)
             report = job.report(path, level, file_bytes, dry_run=dry_run)
             if not dry_run:
                 if verify:
-                    report = _verify(
-                        writer.scratch, checkpoint, report, job.settings(level), workers, progress, path, guided
-                    )
+                    job.read_back(writer.scratch, path, progress)
+                    report = replace(report, verified=True)
                 writer.publish()
     return replace(report, elapsed_s=time.monotonic() - started)
 
@@ -199,6 +198,9 @@ class _Job:
         self.asked_bytes = int(about["settings"].get("target_size", 0))
         self.guided = guided
         self.layers: list[LayerReport] = []
+        self.entries: tuple[Entry, ...] = ()
+        self.digests: dict[str, bytes] = {}
+        """Of the streams that were encoded last."""
 
     def settings(self, level: float) -> dict[str, layer.Setting]:
         return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
@@ -236,40 +238,54 @@ class _Job:
         self.guided.calibrated.final = {}  # without it, the level that was searched has the size
         self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
 
-    def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None) -> int:
-        """Encode every tensor at a level into writer; returns the bytes of the file."""
+    def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None, prove: bool = False) -> int:
+        """Encode every tensor at a level into writer; returns the bytes of the file.
+
+        Args:
+            prove: decode every stream again and measure what comes out.
+        """
         settings = self.settings(level)
         tensors = self.checkpoint.tensors
         tell = _counter(tensors, progress)
 
-        def encode(info: TensorInfo) -> layer.Piece | None:
+        def encode(info: TensorInfo) -> tuple[layer.Piece, bytes, float | None] | None:
             if info.alias_of is not None:
                 return None
             heap.make_room(info.n_bytes)
             tensor = self.checkpoint.load(info.name)
+            output_error = None
             try:
                 piece = self.guided.encode(info, tensor, level) if self.guided is not None else None
-                parts = parts_of(self.checkpoint, info.name)
-                return piece or predicted_layer.encode(
-                    info, tensor, parts, settings[info.name], self.effort, self.seed, self.device
-                )
+                if piece is None:
+                    parts = parts_of(self.checkpoint, info.name)
+                    piece = predicted_layer.encode(
+                        info, tensor, parts, settings[info.name], self.effort, self.seed, self.device, prove=prove
+                    )
+                if prove and piece.found is None and piece.entry.codec != EXACT:
+                    piece, output_error = self._measured(writer.path, tensor, piece, settings[info.name])
             except ParamCompressError:
                 raise
             except Exception as error:
                 raise EncodeError(info.name, info.shape, f"{type(error).__name__}: {error}") from error
+            return piece, hashlib.sha256(piece.stream).digest(), output_error
 
         first_with: dict[tuple[Any, ...], Entry] = {}
         entries: dict[str, Entry] = {}
+        found: dict[str, tuple[metrics.Deviation | None, float | None]] = {}
         notes: dict[str, str] = {}
-        for info, piece in zip(tensors, _in_order(encode, tensors, self.workers), strict=True):
-            if piece is None:
+        for info, made in zip(tensors, _in_order(encode, tensors, self.workers), strict=True):
+            if made is None:
                 entry = _same(entries[info.alias_of or ""], info.name, tied=True)
                 stream = b""
+                found[info.name] = found[info.alias_of or ""]
             else:
-                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, hashlib.sha256(piece.stream).digest())
+                piece, digest, output_error = made
+                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, digest)
                 twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
                 entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
                 stream = piece.stream
+                self.digests[info.name] = digest
+                found[info.name] = piece.found, output_error
                 if piece.note:
                     notes[info.name] = piece.note
             entries[info.name] = entry
@@ -277,10 +293,62 @@ class _Job:
             tell(info)
         about = {**self.about, "layer_notes": notes}
         file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
+        self.entries = tuple(entries.values())
         self.layers = [
-            _layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, "")) for entry in entries.values()
+            _layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, ""), *found[entry.name])
+            for entry in self.entries
         ]
         return file_bytes
+
+    def _measured(
+        self, path: Path, tensor: Tensor, piece: layer.Piece, setting: layer.Setting
+    ) -> tuple[layer.Piece, float | None]:
+        """`piece` with the distance of a tensor from what its stream decodes to, and that of what the layer gives.
+
+        Raises:
+            VerificationError: a limit is broken.
+        """
+        entry = piece.entry
+        decoded = layer.decode(entry, piece.stream)
+        found = metrics.deviation(tensor, decoded)
+        if self.guided is not None and entry.name in self.guided.calibrated.weights:
+            return replace(piece, found=found), self.guided.check(path, entry.name, tensor, decoded)
+        promised = min(entry.rel_error, setting.limit) if setting.firm else entry.rel_error
+        if found.rel_error > promised:
+            raise VerificationError(
+                path, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {promised:.6g}"
+            )
+        return replace(piece, found=found), None
+
+    def read_back(self, file: Path, path: Path, progress: Progress | None) -> None:
+        """Whether a finished file holds what was encoded, bit for bit. `path` is what errors call it.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        with Reader(file, sys.maxsize) as reader:  # our own may be as tight as it likes
+            tell = _counter([_info(entry, None) for entry in self.entries], progress)
+
+            def compare(pair: tuple[Entry, Entry]) -> None:
+                entry, read = pair
+                if read != entry:
+                    raise VerificationError(path, entry.name, f"the entry {read}", f"{entry}")
+                if entry.same_as is not None:
+                    return
+                try:
+                    stream = reader.stream(entry)
+                    if hashlib.sha256(stream).digest() != self.digests[entry.name]:
+                        raise VerificationError(path, entry.name, "other bytes", "the stream that was encoded")
+                    if entry.codec == EXACT:
+                        layer.decode(entry, stream)
+                except VerificationError:
+                    raise
+                except ValueError as error:
+                    raise VerificationError(path, entry.name, str(error), "the weights that were encoded") from error
+
+            pairs = list(zip(self.entries, reader.index.entries, strict=True))
+            for (entry, _), _ in zip(pairs, _in_order(compare, pairs, self.workers), strict=True):
+                tell(_info(entry, None))
 
     def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
         """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
@@ -551,61 +619,38 @@ def verify(
     started = time.monotonic()
     report = inspect(path)
     if original is None:
-        report = _verify(Path(path), None, report, {}, workers, progress)
+        report = _verify(Path(path), None, report, workers, progress)
     else:
         with _open(original) as checkpoint:
-            report = _verify(Path(path), checkpoint, report, {}, workers, progress)
+            report = _verify(Path(path), checkpoint, report, workers, progress)
     return replace(report, elapsed_s=time.monotonic() - started)
 
 
-def _verify(
-    file: Path,
-    original: Checkpoint | None,
-    report: Report,
-    settings: Mapping[str, layer.Setting],
-    workers: int,
-    progress: Progress | None,
-    named: Path | None = None,
-    guided: guide.Guide | None = None,
-) -> Report:
-    """`report` with figures measured on the decoded file.
-
-    Args:
-        named: what errors call the file.
-        guided: what data say, where they had a say.
-    """
-    shown = named or file
-    ours = sys.maxsize if named is not None else None  # what squeeze has just written may be as tight as it likes
-    with open_file(file, max_bytes=ours) as squeezed:
+def _verify(file: Path, original: Checkpoint | None, report: Report, workers: int, progress: Progress | None) -> Report:
+    """`report` with figures measured on the decoded file."""
+    with open_file(file) as squeezed:
         entries = [entry for entry in squeezed.index.entries if entry.same_as is None]
         if original is not None:
-            _check_same_tensors(shown, squeezed.index.entries, original)
+            _check_same_tensors(file, squeezed.index.entries, original)
             entries += _cut_ties(squeezed.index.entries, original)
         tell = _counter([_info(entry, None) for entry in entries], progress)
-
-        output_errors: dict[str, float | None] = {}
 
         def measure(entry: Entry) -> metrics.Deviation | None:
             try:
                 decoded = squeezed.get_tensor(entry.name)
             except FormatError as error:
-                raise VerificationError(shown, entry.name, error.reason, "a tensor that decodes") from error
+                raise VerificationError(file, entry.name, error.reason, "a tensor that decodes") from error
             if original is None:
                 return None
             weight = original.load(entry.name)
             if entry.codec == EXACT:
                 if not _same_bits(weight, decoded):
-                    raise VerificationError(shown, entry.name, "other bits", "exact weights")
+                    raise VerificationError(file, entry.name, "other bits", "exact weights")
                 return metrics.Deviation(0.0, 0.0)
             found = metrics.deviation(weight, decoded)
-            if guided is not None and entry.name in guided.calibrated.weights:
-                output_errors[entry.name] = guided.check(shown, entry.name, weight, decoded)
-                return found
-            setting = settings.get(entry.name)
-            promised = min(entry.rel_error, setting.limit if setting is not None and setting.firm else entry.rel_error)
-            if found.rel_error > promised:
+            if found.rel_error > entry.rel_error:
                 raise VerificationError(
-                    shown, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {promised:.6g}"
+                    file, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {entry.rel_error:.6g}"
                 )
             return found
 
@@ -619,10 +664,7 @@ def _verify(
     for one in report.layers:
         found = measured[one.name if one.name in measured else one.tied_to or one.name]
         assert found is not None
-        output_error = output_errors.get(one.tied_to or one.name)
-        layers.append(
-            replace(one, rel_error=found.rel_error, max_abs_error=found.max_abs_error, output_error=output_error)
-        )
+        layers.append(replace(one, rel_error=found.rel_error, max_abs_error=found.max_abs_error))
     return replace(report, layers=tuple(layers), verified=True)
 
 
@@ -764,7 +806,14 @@ def _target_words(options: Mapping[str, Any], guided: guide.Guide | None = None)
     return guided.default_target if guided is not None else f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
 
 
-def _layer_report(entry: Entry, n_bytes: int, note: str) -> LayerReport:
+def _layer_report(
+    entry: Entry,
+    n_bytes: int,
+    note: str,
+    found: metrics.Deviation | None = None,
+    output_error: float | None = None,
+) -> LayerReport:
+    """found, output_error: as measured; without them the errors that the entry states."""
     info = _info(entry, None)
     return LayerReport(
         name=entry.name,
@@ -777,8 +826,9 @@ def _layer_report(entry: Entry, n_bytes: int, note: str) -> LayerReport:
         bits_per_weight=8 * n_bytes / max(_n_weights(info), 1),
         bytes_before=0 if entry.tied else info.n_bytes,
         bytes_after=n_bytes,
-        rel_error=entry.rel_error,
-        max_abs_error=0.0 if entry.rel_error == 0 else None,
+        rel_error=entry.rel_error if found is None else found.rel_error,
+        max_abs_error=found.max_abs_error if found is not None else 0.0 if entry.rel_error == 0 else None,
+        output_error=output_error,
         tied_to=entry.same_as,
         note=note,
     )

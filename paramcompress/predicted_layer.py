@@ -31,6 +31,8 @@ def encode(
     effort: Effort,
     seed: int,
     device: str,
+    *,
+    prove: bool = False,
 ) -> Piece:
     """Stream and index entry of a dense weight, which learned numbers may stand for.
 
@@ -38,11 +40,12 @@ def encode(
         weight: the dense weight; its error is what the limit is on.
         parts: recipe, C (n_out, n_support), and D^T (J, n_support, n_in) where the recipe does not bring it back; None
             for a layer that predicts nothing.
+        prove: as `layer.encode`; a prediction is not looked at.
 
     Raises:
         BudgetError: as `layer.encode`.
     """
-    dense = layer.encode(info, weight, setting, effort, seed, device)
+    dense = layer.encode(info, weight, setting, effort, seed, device, prove=prove)
     if parts is None or setting.choice != Choice() or not predicted.is_bargain(parts[0]):
         return dense
     recipe, learned, dictionary = parts

@@ -64,18 +64,29 @@ def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
     """
     if counts is None:
         return _prior_costs()
-    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / COUNT + counts)
+    costs: NDArray[np.float32] = _costs(PRIOR, counts, *_magnitudes())
+    return costs
 
 
 @cache
 def _prior_costs() -> NDArray[np.float32]:
-    return _costs(PRIOR.reshape(N_CLASSES, 2, N_TOKENS) / COUNT)
+    return cost_table(np.zeros((N_CLASSES, 2, N_TOKENS), np.int32))
 
 
-def _costs(table: NDArray[np.float64]) -> NDArray[np.float32]:
-    bits = (np.log2(table.sum(-1, keepdims=True)) - np.log2(table)).astype(np.float32)
-    tokens, raw_bits = _magnitudes()
-    return bits[:, :, tokens] + raw_bits
+@compiled
+def _costs(prior, counts, tokens, raw_bits):
+    costs = np.empty((N_CLASSES, 2, len(tokens)), np.float32)
+    bits = np.empty(N_TOKENS, np.float32)
+    for c in range(N_CLASSES):
+        for q in range(2):
+            total = 0.0
+            for t in range(N_TOKENS):
+                total += prior[2 * c + q, t] / COUNT + counts[c, q, t]
+            for t in range(N_TOKENS):
+                bits[t] = np.log2(total) - np.log2(prior[2 * c + q, t] / COUNT + counts[c, q, t])
+            for k in range(len(tokens)):
+                costs[c, q, k] = bits[tokens[k]] + raw_bits[k]
+    return costs
 
 
 @cache
@@ -96,7 +107,7 @@ def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 def class_bits(scales: Scales, period: int) -> float:
     """Bits of the classes and dead flags as they are coded: their entropy and 3 bits for each class that occurs, which
     have to be learnt."""
-    return float(_side_bits(scales.rows, 1, False) + _side_bits(scales.columns, period, True))
+    return float(side_bits(scales.rows, scales.columns, period))
 
 
 def point_bits(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> float:
@@ -119,6 +130,12 @@ def raw_bits_of(magnitude: int) -> int:
     while magnitude >> (octave + 1):
         octave += 1
     return octave
+
+
+@compiled
+def side_bits(rows, columns, period):
+    """Bits of the classes of both sides."""
+    return _side_bits(rows, np.int64(1), False) + _side_bits(columns, np.int64(period), True)
 
 
 @compiled

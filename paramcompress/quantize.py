@@ -98,8 +98,6 @@ def _tables(base, rows, columns, cost, weight):
     columns.
 
     Prices have one more magnitude below and two above, so that nobody has to ask whether a neighbour is in the table.
-    Context k: where in the flat prices the magnitudes of scale class base + k begin and, in the low five bits, its
-    shift.
     """
     n_classes, _, n_magnitudes = cost.shape
     width = n_magnitudes + 3
@@ -111,10 +109,7 @@ def _tables(base, rows, columns, cost, weight):
                 price[at + 1 + k] = cost[c, q, min(k, n_magnitudes - 1)] * weight
             at += width
     live = np.flatnonzero(rows != DEAD)
-    context = np.empty(max(rows.max(), 0) + max(columns.max(), 0) + 1, np.uintp)
-    for k in range(len(context)):
-        c, shift = scale_context(base + k)
-        context[k] = np.uintp(c * 2 * width << 5 | shift)
+    context = _contexts(base, rows, columns, 2 * width)
     return price, width, context, live, rows[live].astype(np.int64), columns.astype(np.int64)
 
 
@@ -138,26 +133,43 @@ def round_points(x, inverse, base, rows, columns, price, chains, per_chain, poin
 
     inverse: of the step.
     """
-    most = price.shape[2] - 1
+    most = np.int64(price.shape[2] - 1)
+    flat = price.reshape(-1)
+    context = _contexts(base, rows, columns, 2 * price.shape[2])
     for chain in chains:
         for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
-            if columns[j] == DEAD:
+            column = columns[j]
+            if column == DEAD:
                 continue
-            for i in range(x.shape[1]):
-                if rows[i] == DEAD:
+            for i in range(np.uintp(x.shape[1])):
+                row = rows[i]
+                if row == DEAD:
                     continue
                 number = x[j, i] * inverse
-                c, shift = scale_context(base + rows[i] + columns[j])
+                entry = context[np.uintp(column + row)]
+                at = entry >> np.uintp(5)
+                shift = np.int64(entry & np.uintp(31))
                 size = abs(number)
                 high = np.int64(size * np.float32(0.5) + np.float32(0.5))
                 low = high - (high > 0)
                 to_high = size - np.float32(2) * np.float32(high)
                 to_low = size - np.float32(2) * np.float32(low)
-                at_high = to_high * to_high + price[c, 0, min(high >> shift, most)]
-                at_low = to_low * to_low + price[c, 0, min(low >> shift, most)]
+                at_high = to_high * to_high + flat[at + np.uintp(min(high >> shift, most))]
+                at_low = to_low * to_low + flat[at + np.uintp(min(low >> shift, most))]
                 lower = at_low < at_high  # used without a branch: which way it went could not be foreseen
                 point = 2 * (high - lower)
                 points[j, i] = -point if number < 0 else point
+
+
+@compiled
+def _contexts(base, rows, columns, stride):
+    """For the sum k of a row's and a column's class: where in flat prices, `stride` to a context, the magnitudes of
+    scale class base + k begin and, in the low five bits, its shift."""
+    context = np.empty(max(rows.max(), 0) + max(columns.max(), 0) + 1, np.uintp)
+    for k in range(len(context)):
+        c, shift = scale_context(base + k)
+        context[k] = np.uintp(c * stride << 5 | shift)
+    return context
 
 
 @compiled

@@ -10,6 +10,7 @@ import resource
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from test_checkpoint import DTYPES, assert_same, bits, random_tensor
 from torch import Tensor
 
 import paramcompress
-from paramcompress import container, layer, pipeline
+from paramcompress import codec, container, layer, pipeline
+from paramcompress.container import Entry, Writer
 from paramcompress.errors import (
     BudgetError,
     CheckpointError,
@@ -778,30 +780,43 @@ def test_expand_interrupted(make: Callable[[], Path]) -> None:
     assert_same(whole(target), expected)
 
 
-def test_a_promise_that_is_broken_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = layer.decode
-    for name, change in [
-        ("conv2.weight", lambda tensor: tensor * 1.1),
-        ("fc.bias", lambda tensor: tensor + 1),
-        ("bn1.num_batches_tracked", lambda tensor: tensor + 1),
-    ]:
-        for earlier in (None, "precious"):
-            if earlier:
-                Path(SQUEEZED).write_text(earlier)
+@pytest.mark.parametrize("earlier", [None, "precious"])
+@pytest.mark.parametrize("name", ["conv2.weight", "fc.bias", "bn1.num_batches_tracked"])
+def test_what_was_written_wrongly_leaves_no_file(
+    name: str, earlier: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that turns between encoding and file, before any checksum is taken: stream, exact frame, exact pool."""
+    if earlier:
+        Path(SQUEEZED).write_text(earlier)
+    add = Writer.add
 
-            def worse(entry: Any, stream: Any, name: str = name, change: Any = change) -> Tensor:
-                tensor = decode(entry, stream)
-                return change(tensor) if entry.name == name else tensor
+    def worse(writer: Writer, entry: Entry, stream: bytes, item_bytes: int) -> None:
+        if entry.name == name:
+            stream = stream[:-1] + bytes([stream[-1] ^ 1])
+        add(writer, entry, stream, item_bytes)
 
-            monkeypatch.setattr(layer, "decode", worse)
-            with pytest.raises(VerificationError) as caught:
-                squeeze(CONV, force=True)
-            assert (caught.value.tensor, caught.value.exit_code) == (name, 4)
-            assert files() == ([SQUEEZED] if earlier else [])
-            if earlier:
-                assert Path(SQUEEZED).read_text() == earlier
-                Path(SQUEEZED).unlink()
-    assert not squeeze(CONV, verify=False).verified
+    monkeypatch.setattr(Writer, "add", worse)
+    with pytest.raises(VerificationError) as caught:
+        squeeze(CONV, force=True)
+    assert (caught.value.tensor, caught.value.exit_code) == (name, 4)
+    assert files() == ([SQUEEZED] if earlier else [])
+    if earlier:
+        assert Path(SQUEEZED).read_text() == earlier
+    assert not squeeze(CONV, verify=False, force=True).verified
+
+
+def test_errors_are_those_of_what_the_stream_decodes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a decoder that gives all too large weights no limit holds: then every tensor is kept exactly."""
+    decode = codec.decode_factored
+
+    def worse(stream: Any, shape: tuple[int, ...]) -> codec.Factors:
+        factors = decode(stream, shape)
+        return replace(factors, step=1.1 * factors.step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(codec, "decode_factored", worse)
+        assert {one.codec for one in squeeze(CONV).layers} == {"exact"}
+    assert_same(whole(paramcompress.expand(SQUEEZED)), whole(CONV))
 
 
 # ---- verify and damage

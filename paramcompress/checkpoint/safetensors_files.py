@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,11 +136,14 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
     if tensor.numel() == 0:
         return tensor
     content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    position = entry.start
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(entry.start)
-            while content and (n_read := file.readinto(content)):  # the system reads 2 GiB at a time
-                content = content[n_read:]
+        file = os.open(path, os.O_RDONLY)
+        try:
+            while content and (n_read := os.preadv(file, [content], position)):  # the system reads 2 GiB at a time
+                content, position = content[n_read:], position + n_read
+        finally:
+            os.close(file)
     except OSError as error:
         raise CheckpointError(path, error.strerror or str(error), tensor=entry.name) from error
     if content:

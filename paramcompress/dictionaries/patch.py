@@ -6,26 +6,26 @@ Shapes: kernels (n, K), one kernel a row; Q (K, K) with orthonormal columns.  ke
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from paramcompress.jit import compiled_sums
 
 
-def principal_basis(kernels: Tensor) -> Tensor:
+def principal_basis(kernels: NDArray[np.float32]) -> NDArray[np.float64]:
     """Principal axes of the kernels about zero, by falling energy.
 
     Args:
-        kernels: (n, K), float32 or float64, on the CPU, finite, n >= 1.
+        kernels: (n, K), float32 or float64, finite, n >= 1.
 
     Returns:
-        Q (K, K), float64, orthonormal; the entry of largest magnitude in each column is positive.
+        Q (K, K), orthonormal; the entry of largest magnitude in each column is positive.
 
     Cost: O(n K^2).
     """
     # numpy is much quicker than torch with so small a matrix, and a plain loop than either with so narrow a product
-    basis = torch.from_numpy(np.linalg.eigh(_gram(kernels.numpy()))[1]).flip(1)
-    return basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()
+    basis = np.linalg.eigh(_gram(kernels))[1][:, ::-1]
+    peaks = basis[np.abs(basis).argmax(0), np.arange(len(basis))]
+    return basis * np.sign(peaks)
 
 
 @compiled_sums

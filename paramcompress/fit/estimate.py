@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from paramcompress import prices
 from paramcompress.entropy import N_CLASSES, N_TOKENS, WALKS
 from paramcompress.fit.scales import fit_scales, to_classes
+from paramcompress.fit.settle import on_plain_grid
 from paramcompress.jit import compiled
-from paramcompress.metrics import moments
-from paramcompress.quantize import round_points
 
 
 def estimated_bits(x: NDArray[np.float32], target: float) -> float:
@@ -29,29 +28,13 @@ def _estimate(x, target, price, walk, raw_bits):
     if mean_square <= target:
         return 0.0
     step = np.sqrt(target / prices.MSE_OF_PLAIN_STEP)
-    one = np.zeros(1, np.int64)  # chain, of all columns
     error = 0.0
+    sides = rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square
+    yes, fine = np.bool_(True), np.int64(1)
     for turn in range(2):
-        base, row_classes, column_classes = to_classes(
-            rows,
-            columns,
-            row_rms,
-            column_rms,
-            row_peaks,
-            column_peaks,
-            mean_square,
-            step,
-            step,
-            np.bool_(True),
-            np.bool_(True),
-            np.int64(1),
-        )
+        base, row_classes, column_classes = to_classes(*sides, step, step, yes, yes, fine)
         points = np.zeros(x.shape, np.int32)
-        inverse = np.float32(1 / step)
-        round_points(x, inverse, base, row_classes, column_classes, price, one, len(x), points)
-        product, square, energy = moments(x, points, one, len(x))
-        gain = product / square if square > 0 else step
-        error = max(energy - 2 * gain * product + gain * gain * square, 0.0) / x.size
+        _, error = on_plain_grid(x, step, base, row_classes, column_classes, price, points)
         if turn == 1 or 0.7 * target < error < 1.4 * target:
             break
         step *= min(max(np.sqrt(target / max(error, 1e-30)), 0.5), 2.0)

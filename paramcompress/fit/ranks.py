@@ -29,14 +29,18 @@ from paramcompress.trellis import TRELLISES
 ATOM_NOISE = 1.2
 """Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes
 good."""
-SPECTRUM = (8, 32)
+SPECTRUM = (8, 16, 32)
 """Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
+WIDE = 96
+"""Shorter side from which on the second of these is where it begins: fewer are rarely enough there."""
 LEAST_LOW_RANK = 2048
 """Weights below which low rank is not looked for unasked."""
 LEAST_GAIN = 0.01
 """Share of the layer's bits that low rank has to promise before it is tried."""
 LEAST_SHARE = 0.002
 """The same of the largest direction alone: where it is less, all of them together rarely come to LEAST_GAIN."""
+_ENERGY_ROWS = 32
+"""Features from which the energies of the columns are measured."""
 _POWER_STEPS = 3
 _POWER_MARGIN = 1.15
 """What power iteration after so few steps may fall short of the largest squared singular value by."""
@@ -65,14 +69,17 @@ def low_ranks(
     else:
         if smaller < 4 or weight.size < LEAST_LOW_RANK:
             return
-        energies = mean_squares(transform.coordinates(weight[spread(len(weight), 64)]))
+        energies = mean_squares(transform.coordinates(weight[spread(len(weight), _ENERGY_ROWS)]))
         bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
         value, atom = _largest(weight)
-        largest = _directions(value * math.sqrt(_POWER_MARGIN), atom, transform)
-        _, gain = _best_rank(*largest, energies, len(weight), target)
+        atom *= np.float32(value * math.sqrt(_POWER_MARGIN))
+        directions = transform.coordinates(atom)
+        _, gain = _best_rank(np.array([value * math.sqrt(_POWER_MARGIN)]), directions, energies, len(weight), target)
         if gain < LEAST_SHARE * bits:
             return
-        for n_looked_at in SPECTRUM:
+        if len(weight) > _ENERGY_ROWS:
+            energies = mean_squares(transform.coordinates(weight))
+        for n_looked_at in SPECTRUM[smaller >= WIDE :]:
             atoms, coefficients, values = factors(n_looked_at)
             best, gain = _best_rank(*_directions(values, atoms, transform), energies, len(weight), target)
             if best < min(n_looked_at, smaller):
@@ -97,39 +104,35 @@ def n_bytes(low_rank: LowRank) -> int:
     return 16 + len(low_rank.exponents) + round(bits / 8)
 
 
-def _largest(weight: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-    """About the largest singular value of a matrix, (1,), and its right singular vector, (n_columns, 1); float64."""
-    vector = np.zeros(weight.shape[1])
-    value = _power_iteration(weight, vector, _POWER_STEPS)
-    return torch.tensor([value]), torch.from_numpy(vector).reshape(-1, 1)
+def _largest(weight: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+    """About the largest singular value of a matrix, and its right singular vector, (1, n_columns)."""
+    vector = np.zeros(weight.shape[1], np.float32)
+    value: float = _power_iteration(weight, vector, _POWER_STEPS)
+    return value, vector[None]
 
 
 @compiled_sums
 def _power_iteration(weight, vector, n_steps):
     """Makes `vector` about the leading right singular vector, from the loudest row on; returns about its value.
     Both are zero where all of the weight is."""
-    most = 0.0
-    for i in range(len(weight)):
-        energy = 0.0
-        for number in weight[i]:
-            energy += np.float64(number) * number
-        if energy > most:
-            most = energy
-            for j in range(len(vector)):
-                vector[j] = weight[i, j] / np.sqrt(energy)
+    energies = mean_squares(weight)
+    loudest = np.argmax(energies)
+    if energies[loudest] == 0:
+        return 0.0
+    vector[:] = weight[loudest] / np.float32(np.sqrt(energies[loudest] * weight.shape[1]))
     value = 0.0
-    for _ in range(n_steps if most > 0 else 0):
+    for _ in range(n_steps):
         following = np.zeros_like(vector)
         for i in range(len(weight)):
             row = weight[i]
-            along = 0.0
+            along = np.float32(0)
             for j in range(len(row)):
                 along += row[j] * vector[j]
             for j in range(len(row)):
                 following[j] += along * row[j]
         value = 0.0
         for j in range(len(vector)):
-            value += following[j] * following[j]
+            value += np.float64(following[j]) * following[j]
         value = np.sqrt(value)
         for j in range(len(vector)):
             vector[j] = following[j] / value

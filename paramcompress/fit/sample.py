@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramcompress.entropy import Scales
+from paramcompress.jit import compiled
 
 MOST_ROWS = 256
 """Rows that a sample has, where the matrix has as many; the rest of its size is columns."""
@@ -25,23 +26,37 @@ class Sample:
     @classmethod
     def of(cls, matrix: NDArray[np.float32], size: int, period: int) -> Sample:
         """About `size` numbers of matrix (n_rows, n_columns); all of it where that is not much more."""
-        n_rows, n_columns = matrix.shape
-        if matrix.size <= 2 * size:
-            return cls(matrix, np.arange(n_rows), np.arange(n_columns))
-        rows = spread(n_rows, max(round(n_rows * math.sqrt(size / matrix.size)), min(n_rows, MOST_ROWS)))
-        kernels = spread(n_columns // period, max(1, size // (period * len(rows))))
-        columns = (kernels[:, None] * period + np.arange(period)).reshape(-1)
-        return cls(matrix[rows[:, None], columns], rows, columns)
+        rows, columns = _chosen(matrix.shape[0], matrix.shape[1], size, period)
+        return cls(_gathered(matrix, rows, columns), rows, columns)
 
     @classmethod
     def of_transposed(cls, x: NDArray[np.float32], size: int, period: int) -> Sample:
         """The same of x (n_columns, n_rows)."""
-        found = cls.of(x.T, size, period)
-        return cls(np.ascontiguousarray(found.x.T), found.rows, found.columns)
+        rows, columns = _chosen(x.shape[1], x.shape[0], size, period)
+        return cls(_gathered(x, columns, rows), rows, columns)
 
     def of_scales(self, scales: Scales) -> Scales:
         """Classes of the sample's rows and columns."""
         return Scales(scales.base, scales.rows[self.rows], scales.columns[self.columns])
+
+
+def _chosen(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of a sample."""
+    if n_rows * n_columns <= 2 * size:
+        return np.arange(n_rows), np.arange(n_columns)
+    rows = spread(n_rows, max(round(n_rows * math.sqrt(size / (n_rows * n_columns))), min(n_rows, MOST_ROWS)))
+    kernels = spread(n_columns // period, max(1, size // (period * len(rows))))
+    return rows, (kernels[:, None] * period + np.arange(period)).reshape(-1)
+
+
+@compiled
+def _gathered(matrix, rows, columns):
+    """matrix[rows][:, columns]; numpy would take several times as long."""
+    found = np.empty((len(rows), len(columns)), matrix.dtype)
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            found[i, j] = matrix[rows[i], columns[j]]
+    return found
 
 
 def spread(n: int, n_kept: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ import itertools
 import math
 import operator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from paramcompress import prices
 from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
-from paramcompress.fit.sample import Sample, spread
+from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
+from paramcompress.fit.settle import STEP_POWER, settle, stretch_of, stride
 from paramcompress.jit import compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
-from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
+from paramcompress.trellis import Trellis, columns_per_chain
 
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
@@ -43,8 +45,6 @@ EFFECT, EFFECT_POWER = 1.2, 0.65
 is 0.01 and 0.05 (docs/design.md); where it is not quite so, a part is quantised again."""
 AIMS = 0.75, 0.2
 """Of the tolerance, below the target: between these the error of the whole is steered."""
-SPARSE_STEP = 1.4
-"""Times the step of high rate."""
 GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly however many there are."""
 MOST_STARTS = 2
@@ -130,33 +130,12 @@ def search_sparse(
 def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: int) -> tuple[Scales, float]:
     """Scale classes that pay and nearly the right step, from a sample of x; `search` learns token costs on the way."""
     part = Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
-    # the plain grid tells as well what classes are worth, and much sooner
-    plain = Search(search.target, search.peak, TRELLISES[1], search.gram)
-    step = math.sqrt(plain.target / prices.MSE_OF_PLAIN_STEP)
-    live_step = math.sqrt(plain.target / prices.MSE_OF_STEP)
-    found = plain.quantise(part.x, part.of_scales(profile.scales(step, live_step)), step)
-    step = plain.next_step(found) * math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
-    search.stretch = plain.stretch
-    grown = x.size / part.x.size
-
-    def n_bits(one: Scales) -> float:
-        points = prices.point_bits(found.symbols.points, part.of_scales(one), TRELLISES[1])
-        return prices.class_bits(one, period) + grown * points
-
-    # where hardly anything is stored, the true step would leave all contexts but the lowest unused, classes are dear,
-    # and the prior is far
-    sparse = step > SPARSE_STEP * live_step
-    ways = itertools.product((step, live_step) if sparse else (step,), (True, False), (True, False))
-    candidates = [
-        profile.scales(one, live_step, by_row, by_column, grid)
-        for one, by_row, by_column in ways
-        for grid in ((1, 2) if sparse else (1,))
-    ]
-    scales = min(candidates, key=n_bits)
-    for _ in range(2 if sparse else 1):
-        found = search.learn(part.x, part.of_scales(scales), step)
+    settled = settle(part, profile, search.target, search.gram, period)
+    step, search.stretch = settled.step, settled.stretch
+    for _ in range(2 if settled.is_sparse else 1):
+        found = search.learn(part.x, part.of_scales(settled.scales), step)
         step = search.next_step(found)  # a lighter weight then brings the error below: as good as a finer step
-    return scales, step
+    return settled.scales, step
 
 
 class Search:
@@ -167,8 +146,7 @@ class Search:
         self.cost = prices.cost_table()
         self.stretch: float | None = None
         """Squared error of the weight / squared error of x; hardly depends on the step."""
-        self.power = 1.8
-        """The error grows with this power of the step."""
+        self.power = STEP_POWER
 
     def learn(self, x: NDArray[np.float32], scales: Scales, step: float) -> Found:
         """One quantisation, after which costs are those of its tokens."""
@@ -178,11 +156,7 @@ class Search:
 
     def next_step(self, found: Found, aim: float | None = None) -> float:
         """The step that should make the error `aim`, or the target."""
-        return found.step * self._stride((aim or self.target) / max(found.error, 1e-30))
-
-    def _stride(self, ratio: float) -> float:
-        """What to multiply the step by, for an error that is so many times as large."""
-        return float(min(max(ratio ** (1 / self.power), 0.25), 4.0))
+        return found.step * stride((aim or self.target) / max(found.error, 1e-30), self.power)
 
     def run(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> Found:
         """Points whose error is within `tolerance` below the target, or as near below it as MOST_SEARCHES tries come.
@@ -235,7 +209,7 @@ class Search:
                 for aim in AIMS
             )
             if turn == 0 and (heaviest < LIGHTEST or lightest > HEAVIEST):
-                return None, step * self._stride(total * likely[0] / sum(likely) / error)
+                return None, step * stride(total * likely[0] / sum(likely) / error, self.power)
             weight = min(max(min(max(1.0, lightest), heaviest), LIGHTEST), HEAVIEST)
         return None, step
 
@@ -296,7 +270,7 @@ class Search:
         product, square = sum(one[0] for one in sums), sum(one[1] for one in sums)
         gain = float(np.float32(product / square)) if square else step
         if self.gram is not None and self.stretch is None:
-            self.stretch = _stretch(x, points, gain, self.gram)
+            self.stretch = stretch_of(x, points, gain, self.gram)
         stretch = 1.0 if self.stretch is None else self.stretch
         return gain, [stretch * max(e - 2 * gain * p + gain * gain * s, 0.0) for p, s, e in sums]
 
@@ -305,6 +279,7 @@ def _n_chains(n_columns: int, n_rows: int) -> int:
     return -(-n_columns // columns_per_chain(n_rows))
 
 
+@lru_cache(maxsize=64)
 def _parts(n_columns: int, n_rows: int) -> list[NDArray[np.int64]]:
     """Chains in parts as PARTS says, each from all over the matrix and each but the last a multiple of LANES; all in
     one where there are hardly any."""
@@ -330,31 +305,3 @@ def _likely_error(x, target, chains, per_chain):
                 energy += np.float64(x[j, i]) * x[j, i]
             found += energy * allowed / (energy + allowed)
     return found
-
-
-def _stretch(x: NDArray[np.float32], points: NDArray[np.int32], gain: float, gram: NDArray[np.float64]) -> float:
-    """Squared error of the weight / squared error of x, from a few of the kernels."""
-    period = len(gram)
-    some = spread(len(x) // period, max(1, (1 << 12) // (period * x.shape[1])))
-    squared, turned = _squared(x, points, gain, gram, some)
-    return turned / squared if squared else 1.0
-
-
-@compiled_sums
-def _squared(x, points, gain, gram, some):
-    """Sums of e^T e and e^T gram e over the errors e of some kernels."""
-    squared = turned = 0.0
-    period = len(gram)
-    errors = np.empty((period, x.shape[1]))
-    for kernel in some:
-        for k in range(period):
-            for i in range(x.shape[1]):
-                errors[k, i] = x[kernel * period + k, i] - gain * points[kernel * period + k, i]
-        for a in range(period):
-            for b in range(a + 1):
-                total = 0.0
-                for i in range(x.shape[1]):
-                    total += errors[a, i] * errors[b, i]
-                turned += total * gram[a, b] * (1 if a == b else 2)
-                squared += total if a == b else 0.0
-    return squared, turned

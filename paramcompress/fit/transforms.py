@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from paramcompress.codec import COSINE_SCALE, PATCH_SCALE, Layout
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.dictionaries.patch import principal_basis
-from paramcompress.jit import compiled
+from paramcompress.jit import compiled_sums
 
 _KERNELS_EACH = 64
 """Kernels for each of their positions, from which a basis is fitted; more make no better one."""
@@ -42,8 +41,8 @@ class Transform:
         if name == "patch":
             kernels = weight.reshape(-1, layout.kernel_size)
             some = kernels[:: max(1, len(kernels) // (_KERNELS_EACH * layout.kernel_size))]
-            axes = principal_basis(torch.from_numpy(np.ascontiguousarray(some)))
-            basis = (axes * PATCH_SCALE).round().clamp(-128, 127).to(torch.int8).numpy()
+            axes = principal_basis(np.ascontiguousarray(some))
+            basis = np.clip(np.rint(axes * PATCH_SCALE), -128, 127).astype(np.int8)
             return cls(name, basis, basis.astype(np.float64) / PATCH_SCALE)
         return _cosine(layout.kernel) if name == "cosine" else cls(name)
 
@@ -62,8 +61,8 @@ class Transform:
         return 1.0 if self.gram is None else float(np.trace(self.gram)) / len(self.gram)
 
     @cached_property
-    def _inverse(self) -> NDArray[np.float64]:
-        return np.zeros((0, 0)) if self.matrix is None else np.linalg.inv(self.matrix).astype(np.float64)
+    def _inverse(self) -> NDArray[np.float32]:
+        return np.zeros((0, 0), np.float32) if self.matrix is None else np.linalg.inv(self.matrix).astype(np.float32)
 
     def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         """x (n_columns, n_rows) of `rest` (n_rows, n_columns), whole kernels."""
@@ -79,14 +78,14 @@ def _cosine(kernel: tuple[int, ...]) -> Transform:
     return Transform("cosine", None, matrix.numpy())
 
 
-@compiled
+@compiled_sums
 def _turn(rest, inverse, x):
     """x = rest^T, each kernel times the inverse where there is one; by tiles, lest each number be fetched alone."""
     n_rows, n_columns = rest.shape
     period = max(len(inverse), 1)
     width = period * max(1, _TILE_COLUMNS // period)
     tile = np.empty((width, _TILE_ROWS + 16), np.float32)  # 16 more: the columns shall not share cache lines' places
-    sums = np.empty(_TILE_ROWS)
+    sums = np.empty(_TILE_ROWS, np.float32)
     for first_row in range(0, n_rows, _TILE_ROWS):
         n_here = min(_TILE_ROWS, n_rows - first_row)
         for first in range(0, n_columns, width):
@@ -101,7 +100,7 @@ def _turn(rest, inverse, x):
                         out[i] = tile[at, i]
                     continue
                 for i in range(n_here):
-                    sums[i] = 0.0
+                    sums[i] = 0
                 start = at // period * period
                 for k in range(period):
                     factor = inverse[at - start, k]
