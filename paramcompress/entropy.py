@@ -487,6 +487,7 @@ the product stays below 2**64."""
 def _encode_tokens(contexts, tokens, counts, spans, no_slots):
     """Words of a token sequence. Each block: the model runs forwards, the coder backwards over what the model said."""
     totals = np.zeros(len(counts), np.int64)
+    flat_counts, flat_spans = counts.reshape(-1), spans.reshape(-1)
     n = len(tokens)
     words = np.empty(n + 2 * (n // BLOCK + 1), np.uint16)
     size = 0
@@ -498,11 +499,10 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
         n_block = 0
         while n_block < BLOCK and done < n:
             n_run = min(interval, n - done)
-            for i in range(n_run):
-                c = contexts[done + i]
-                t = tokens[done + i]
-                said[n_block + i] = spans[c, t]
-                counts[c, t] += COUNT
+            for i in range(np.uintp(n_run)):
+                e = np.uintp(contexts[np.uintp(done) + i]) * np.uintp(N_TOKENS) + np.uintp(tokens[np.uintp(done) + i])
+                said[np.uintp(n_block) + i] = flat_spans[e]
+                flat_counts[e] += np.int32(COUNT)
             n_block += n_run
             done += n_run
             interval = _longer(interval)
@@ -510,15 +510,15 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
         state = np.uint32(STATE_START)
         n_words = 0
         for i in range(n_block - 1, -1, -1):
-            frequency = said[i] & np.uint32(0xFFFF)
+            span = said[np.uintp(i)]
+            frequency = span & np.uint32(0xFFFF)
             if state >> np.uint32(32 - FREQUENCY_BITS) >= frequency:
-                backwards[n_words] = state & np.uint32(0xFFFF)
+                backwards[np.uintp(n_words)] = state & np.uint32(0xFFFF)
                 n_words += 1
                 state >>= np.uint32(16)
-            quotient = np.uint32((np.uint64(state) * _RECIPROCALS[frequency]) >> np.uint64(44))
-            state = (
-                (quotient << np.uint32(FREQUENCY_BITS)) + (state - quotient * frequency) + (said[i] >> np.uint32(16))
-            )
+            quotient = np.uint32((np.uint64(state) * _RECIPROCALS[np.uintp(frequency)]) >> np.uint64(44))
+            # state - quotient * frequency is the remainder; so much is one multiplication after the other
+            state += quotient * (np.uint32(TOTAL) - frequency) + (span >> np.uint32(16))
         words[size] = state >> np.uint32(16)
         words[size + 1] = state & np.uint32(0xFFFF)
         for i in range(n_words):

@@ -107,7 +107,7 @@ def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
 def class_bits(scales: Scales, period: int) -> float:
     """Bits of the classes and dead flags as they are coded: their entropy and 3 bits for each class that occurs, which
     have to be learnt."""
-    return float(side_bits(scales.rows, scales.columns, period))
+    return float(sum(side_bits(scales.rows, scales.columns, period)))
 
 
 def point_bits(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> float:
@@ -134,13 +134,15 @@ def raw_bits_of(magnitude: int) -> int:
 
 @compiled
 def side_bits(rows, columns, period):
-    """Bits of the classes of both sides."""
-    return _side_bits(rows, np.int64(1), False) + _side_bits(columns, np.int64(period), True)
+    """Bits of the classes of the rows, and of those of the columns."""
+    return _side_bits(rows, np.int64(1), False), _side_bits(columns, np.int64(period), True)
 
 
 @compiled
 def _side_bits(classes, period, may_follow):
     """Bits of the classes of one side; `may_follow`: the last class may be the forecast instead of the mean."""
+    if len(classes) == 0 or classes.min() == classes.max():
+        return 0.0
     bits = distance_bits(classes, period, np.int64(0))
     if may_follow and bits > 0:
         bits = min(bits, distance_bits(classes, period, np.int64(1)))

@@ -53,7 +53,7 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     # within the subspace found, rotate to singular directions: eigenvectors of the small Gram matrix
     rotation = torch.linalg.eigh(image.T @ image)[1].flip(1)[:, :rank]
     basis, image = basis @ rotation, image @ rotation
-    values = image.norm(dim=0)
+    values = image.square().sum(0).sqrt()  # `norm` takes five times as long
     if not wide:
         atoms, coefficients = basis, image
     elif values[-1] > 1e-4 * values[0]:

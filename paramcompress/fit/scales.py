@@ -97,7 +97,10 @@ def _half_octaves(scales, live, grid):
     for i in range(len(live)):
         scale = scales[i] if len(scales) > 1 else scales[0]
         if live[i]:
-            classes[i] = np.int16(grid * np.rint(2 / grid * np.log2(scale))) if scale > 0 else 0
+            # rounded to the nearest: the exponent of the float that is half a step of the grid larger
+            power = scale * scale if grid == 1 else scale
+            exponent = (np.float64(power * np.sqrt(2.0)).view(np.int64) >> 52) - 1023
+            classes[i] = np.int16(grid * exponent) if scale > 0 else 0
             least = min(least, np.int64(classes[i]))
     for i in range(len(live)):
         classes[i] = min(classes[i] - least, MOST_CLASS) if live[i] else DEAD

@@ -24,6 +24,8 @@ from paramcompress.quantize import round_points
 SPARSE_STEP = 1.4
 """Times the step of high rate: above, hardly anything is stored. All contexts but the lowest would then be unused at
 the true step, classes are dear, and the prior is far."""
+LEAST_SIDE = 0.002
+"""Of all bits: what the classes of rows or of columns cost at least, if doing without them is to be looked at."""
 STEP_POWER = 1.8
 """The error grows with this power of the step."""
 _STRETCH_SAMPLE = 1 << 12
@@ -93,15 +95,22 @@ def _settle(
     step *= np.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
     is_sparse = step > SPARSE_STEP * live_step
     grown = (len(rows) * len(columns)) / x.size
-    least = np.inf
+    least, total, of_rows, of_columns = np.inf, 0.0, np.inf, np.inf
     for way in range(16 if is_sparse else 4):
         by_row, by_column = np.bool_(not way & 2), np.bool_(not way & 1)
+        if not is_sparse and not (
+            (by_row or of_rows > LEAST_SIDE * total) and (by_column or of_columns > LEAST_SIDE * total)
+        ):
+            continue
         grid = np.int64(2 if way & 4 else 1)
         class_step = live_step if way & 8 else step
         one = to_classes(*sides, class_step, live_step, by_row, by_column, grid)
         counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
         prices.count_tokens(points, one[0], one[1][at_rows], one[2][at_columns], walk, np.int64(1), counts)
-        bits = prices.side_bits(one[1], one[2], period) + grown * prices.token_bits(counts, raw_bits)
+        row_bits, column_bits = prices.side_bits(one[1], one[2], period)
+        bits = row_bits + column_bits + grown * prices.token_bits(counts, raw_bits)
+        if way == 0:
+            total, of_rows, of_columns = bits, row_bits, column_bits
         if bits < least:
             least = bits
             base, row_classes, column_classes = one
