@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramcompress import predict
-from paramcompress.dictionaries.contract import FromData
+from paramcompress.dictionaries.data import FromData
 from paramcompress.dictionaries.supports import support
 from paramcompress.errors import PredictionError, SingularKernelError
 
@@ -459,7 +459,7 @@ def test_a_singular_kernel_says_the_ridge_that_mends_it() -> None:
 def test_a_dictionary_without_the_data_it_needs(kind: str) -> None:
     empty = type(DICTIONARIES[kind]())()
     assert isinstance(empty, FromData)
-    with pytest.raises(PredictionError, match=rf"layer '0': a {kind} dictionary needs data") as caught:
+    with pytest.raises(PredictionError, match=rf"layer '0': the {kind} dictionary needs data") as caught:
         predict.convert(mlp(), 0.1, empty)
     assert "layerwise" in str(caught.value.hint)
     with pytest.raises(PredictionError, match=r"finite numbers|data of shape"):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramcompress.dictionaries.contract import Dictionary, FromData
+from paramcompress.dictionaries.contract import Dictionary
+from paramcompress.dictionaries.data import FromData
 from paramcompress.errors import PredictionError
 
 from .conversion import chosen_layers, named, predicted, replaced
