@@ -6,13 +6,14 @@ What is promised is the error of the dense weight, as for every other layer, and
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from paramcompress import codec, layer, metrics, predicted
 from paramcompress.checkpoint import TensorInfo
-from paramcompress.codec import Layout
+from paramcompress.codec import Factors, Layout
 from paramcompress.dictionaries.recipe import Recipe
 from paramcompress.fit import Choice, Effort, Unfit, fit
 from paramcompress.layer import Piece, Setting
@@ -48,7 +49,11 @@ def encode(
     """
     found = None
     if parts is not None and setting.choice == Choice() and predicted.is_bargain(parts[0]):
-        found = _encode_predicted(info, weight, *parts, setting.limit, effort, seed, device)
+
+        def fitted(matrix: Tensor, target: float) -> Factors:
+            return fit(matrix.numpy(), Layout.of(tuple(matrix.shape)), target, effort, Choice(), seed, device)
+
+        found = _encode_predicted(info, weight, *parts, setting.limit, fitted)
         if found is not None and _is_surely_shorter(found, parts[0], weight, setting.limit):
             return found
     dense = layer.encode(info, weight, setting, effort, seed, device, prove=prove)
@@ -62,12 +67,14 @@ def _encode_predicted(
     learned: Tensor,
     dictionary: Tensor | None,
     limit: float,
-    effort: Effort,
-    seed: int,
-    device: str,
+    fitted: Callable[[Tensor, float], Factors],
 ) -> Piece | None:
-    """The layer as learned numbers and a recipe; None where not even all their bits are within the limit."""
-    tight = limit > 0 and _within(info, weight, recipe, learned, dictionary, limit, effort, seed, device)
+    """The layer as learned numbers and a recipe; None where not even all their bits are within the limit.
+
+    Args:
+        fitted: factors of a matrix, given the squared error that they may leave.
+    """
+    tight = limit > 0 and _within(weight, recipe, learned, dictionary, limit, fitted)
     found = tight or _exactly(recipe, learned, dictionary)
     decoded = codec.to_tensor(found.reconstruct(), info.shape, weight.dtype)
     error = metrics.deviation(weight, decoded).rel_error if torch.isfinite(decoded).all() else math.inf
@@ -103,15 +110,12 @@ def _exactly(recipe: Recipe, learned: Tensor, dictionary: Tensor | None) -> Pred
 
 
 def _within(
-    info: TensorInfo,
     weight: Tensor,
     recipe: Recipe,
     learned: Tensor,
     dictionary: Tensor | None,
     limit: float,
-    effort: Effort,
-    seed: int,
-    device: str,
+    fitted: Callable[[Tensor, float], Factors],
 ) -> Prediction | None:
     """Coarser numbers whose weight stays within the limit; None where there are none.
 
@@ -129,21 +133,12 @@ def _within(
     for _ in range(_MOST_TRIES):
         try:
             found = [
-                fit(
-                    one.numpy(),
-                    Layout.of(tuple(one.shape)),
-                    aim * share * float(one.norm()) ** 2,
-                    effort,
-                    Choice(),
-                    seed,
-                    device,
-                )
-                for one, share in zip(numbers, shares, strict=True)
+                fitted(one, aim * share * float(one.norm()) ** 2) for one, share in zip(numbers, shares, strict=True)
             ]
         except Unfit:
             return None
         prediction = Prediction(recipe, found[0], found[1] if dictionary is not None else None)
-        decoded = codec.to_tensor(prediction.reconstruct(), info.shape, weight.dtype)
+        decoded = codec.to_tensor(prediction.reconstruct(), recipe.shape, weight.dtype)
         error = metrics.deviation(weight, decoded).rel_error
         if error <= limit:
             return prediction
