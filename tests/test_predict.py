@@ -429,6 +429,7 @@ def test_layerwise_goes_up_as_the_batches_do() -> None:
         30, 20, dictionary=predict.Covariance(activations), n_support=8, groups=2, seed=1
     )
     assert torch.allclose(net.upper.dictionary, expected.dictionary, atol=1e-3)
+    assert net(x).shape == (300, 20)  # its layers are called as dense ones are
 
 
 def test_layerwise_can_start_from_the_weights_that_are_there() -> None:

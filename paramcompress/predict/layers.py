@@ -223,9 +223,9 @@ class PredictedLinear(Predicted):
         super().__init__(wish, (out_features, in_features), bias=bias)
         self.in_features, self.out_features = in_features, out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(input, self.weight, self.bias)
 
 
 class PredictedConv2d(Predicted):
@@ -274,12 +274,12 @@ class PredictedConv2d(Predicted):
         self.kernel_size, self.stride, self.dilation = like.kernel_size, like.stride, like.dilation
         self.padding, self.order = like.padding, order
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(n, in_channels, rows, columns) -> (n, out_channels, rows, columns)."""
         if self.order == "filters":
-            return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return functional.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
         fixed = self.dictionary.reshape(-1, *self.cooked.shape[1:])
-        maps = functional.conv2d(x, fixed, None, self.stride, self.padding, self.dilation)
+        maps = functional.conv2d(input, fixed, None, self.stride, self.padding, self.dilation)
         groups, mixing = self.cooked.groups, self.learned[:, :, None, None]
         if self.cooked.n_out % groups == 0:
             return functional.conv2d(maps, mixing, self.bias, groups=groups)
