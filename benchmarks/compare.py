@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 from baselines import Codec, Weights, cast, low_rank_sparse, rounding, zipnn
-from memory import commit, cpu_model
+from origin import commit, cpu_model
 from safetensors.torch import load_file
 
 import paramcompress

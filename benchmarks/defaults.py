@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from origin import origin
 
 import paramcompress
 
@@ -90,9 +89,7 @@ def main() -> None:
             done.update(
                 name="defaults",
                 command="python benchmarks/defaults.py BENCH_FOLDER",
-                commit=subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-                versions={"paramcompress": paramcompress.__version__, "torch": torch.__version__},
-                machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
+                **origin(),
                 threads=torch.get_num_threads(),
                 seed=0,
             )

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
+from origin import origin
 
 WIDTH = 4000
 LARGEST_BYTES = 4 * WIDTH * WIDTH
@@ -155,25 +153,6 @@ def measure(folder: Path, n_blocks: int, seed: int, workers: int) -> list[dict[s
     return results
 
 
-def cpu_model() -> str:
-    """Name of the processor, as Linux gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
-def commit() -> str:
-    """Commit of this checkout, with a + where files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + "+" * bool(changed.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the checkpoint")
@@ -188,10 +167,7 @@ def main() -> None:
     record = {
         "name": "memory",
         "command": f"python benchmarks/memory.py --megabytes {given.megabytes} --workers {given.workers}",
-        "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("paramcompress", "torch", "numpy", "numba")},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
+        **origin(),
         "threads": given.workers,
         "seed": given.seed,
         "results": results,

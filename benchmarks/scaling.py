@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from memory import commit, cpu_model, rows
+from memory import rows
+from origin import origin
 from safetensors import safe_open
 
 import paramcompress
@@ -114,10 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     record: dict[str, Any] = {
         "name": "scaling",
         "command": f"python benchmarks/scaling.py --largest {args.largest} --effort {args.effort}",
-        "commit": commit(),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("paramcompress", "torch", "numpy", "numba")},
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
+        **origin(),
         "threads": list(WORKERS),
         "seed": args.seed,
         "max_rel_error": MAX_REL_ERROR,

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import commit, cpu_model
+from origin import origin
 
-import paramcompress
 from paramcompress import checkpoint, codec, container, entropy, layer, metrics, pipeline
 from paramcompress.fit import factors, ranks, search, transforms
 
@@ -145,9 +144,7 @@ def main() -> None:
     record = {
         "name": "stages",
         "command": f"python benchmarks/stages.py CHECKPOINT… {options}",
-        "commit": commit(),
-        "versions": {"paramcompress": paramcompress.__version__, "torch": torch.__version__},
-        "machine": {"cpu": cpu_model()},
+        **origin(),
         "runs": RUNS,
         "results": results,
     }

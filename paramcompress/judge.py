@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from paramcompress import baseline as baselines
-from paramcompress import plan
 from paramcompress.baseline import FileSize
 from paramcompress.budget import Check, Limits
+from paramcompress.patterns import matching
 from paramcompress.records import LayerReport, Report
 from paramcompress.units import format_size
 from paramcompress.verdicts import Checked, Finding, LayerSize, Level
@@ -70,7 +70,7 @@ def idle_patterns(entry: Check, names: Sequence[str], new: Sequence[str]) -> Ite
     """
     for level, limits in (("fail", entry.fail), ("warn", entry.warn)):
         for pattern in limits.layers:
-            if not plan.matching(pattern, names):
+            if not matching(pattern, names):
                 near = difflib.get_close_matches(pattern, new or names, n=1, cutoff=0.5)
                 meant = f"did you mean {near[0]}? " if near else ""
                 yield _found(
@@ -177,7 +177,7 @@ def _by_layer(limits: Limits, report: Report, key: str) -> Mapping[str, tuple[st
     for pattern in sorted(limits.layers, key=lambda pattern: pattern in names):
         limit = getattr(limits.layers[pattern], key)
         if limit is not None:
-            found |= {name: (pattern, limit) for name in plan.matching(pattern, names)}
+            found |= {name: (pattern, limit) for name in matching(pattern, names)}
     return found
 
 

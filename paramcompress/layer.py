@@ -98,7 +98,7 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
             raise ValueError(f"factors for a tensor of dtype {entry.dtype}")
         matrix = codec.decode_factored(stream, entry.shape).reconstruct()
         tensor = codec.to_tensor(matrix, entry.shape, dtype)
-        found = _crc(tensor)
+        found = crc_of(tensor)
     elif entry.codec == EXACT:
         n_bytes = math.prod(entry.shape) * dtype.itemsize
         raw = stream
@@ -117,7 +117,7 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
         if entry.dtype not in FLOATS:
             raise ValueError(f"a prediction of dtype {entry.dtype}")
         tensor = codec.to_tensor(predicted.decode(stream, entry.shape, dtype).reconstruct(), entry.shape, dtype)
-        found = _crc(tensor)
+        found = crc_of(tensor)
     else:
         raise UnknownCodecError(entry.codec)
     if found != entry.crc:
@@ -178,7 +178,7 @@ def _encode_factored(
             return None
     else:
         return None
-    piece = _factored_piece(info, tensor, stream, factors, _crc(decoded), found.rel_error)
+    piece = _factored_piece(info, tensor, stream, factors, crc_of(decoded), found.rel_error)
     return piece and replace(piece, note=_unheeded(setting.choice, factors), found=found if prove else None)
 
 
@@ -188,7 +188,7 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
     The error stated is that against `tensor`, the original.
     """
     decoded = codec.to_tensor(factors.reconstruct(), info.shape, torch_dtype(info.dtype))
-    crc, rel_error = _crc(decoded), metrics.deviation(tensor, decoded).rel_error
+    crc, rel_error = crc_of(decoded), metrics.deviation(tensor, decoded).rel_error
     del decoded  # packing needs the room
     return _factored_piece(info, tensor, codec.encode_factored(factors), factors, crc, rel_error)
 
@@ -211,14 +211,34 @@ def _factored_piece(
         )
         if exact <= len(stream):
             return None
+    density = factors.n_stored / tensor.numel()
+    return coded(info, stream, FACTORED, factors.dictionary, factors.rank, density, rel_error, crc)
+
+
+def coded(
+    info: TensorInfo,
+    stream: bytes,
+    codec_id: str,
+    dictionary: str,
+    rank: int,
+    density: float,
+    rel_error: float,
+    crc: int,
+) -> Piece:
+    """A stream that is not exact bytes, with its index entry: in a part of its own, or pooled with others.
+
+    Args:
+        density, rel_error: as measured; the index states them rounded up.
+        crc: of the decoded tensor.
+    """
     entry = Entry(
         name=info.name,
         dtype=info.dtype,
         shape=info.shape,
-        codec=FACTORED,
-        dictionary=factors.dictionary,
-        rank=factors.rank,
-        density=round_up(factors.n_stored / tensor.numel()),
+        codec=codec_id,
+        dictionary=dictionary,
+        rank=rank,
+        density=round_up(density),
         rel_error=round_up(rel_error),
         crc=crc,
         home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
@@ -276,5 +296,6 @@ def _raw(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _crc(tensor: Tensor) -> int:
+def crc_of(tensor: Tensor) -> int:
+    """CRC-32 of the little-endian bytes of a tensor."""
     return zlib.crc32(_raw(tensor))

@@ -593,7 +593,9 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 
     ]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise FormatError(path, f"does not fit the model: {', '.join(differing[:5])}{more}")
+        predicts = any(name.rpartition(".")[2] == "recipe" for name in expected)
+        hint = "merge the model first: paramcompress.predict.merge(model)" if predicts else None
+        raise FormatError(path, f"does not fit the model: {', '.join(differing[:5])}{more}", hint=hint)
     model.load_state_dict(found)
 
 

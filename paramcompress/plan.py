@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.errors import BudgetError, ConfigError
 from paramcompress.fit import Choice
 from paramcompress.layer import FLOATS, Setting
+from paramcompress.patterns import matching
 from paramcompress.records import Override
 
 DEFAULT_MAX_REL_ERROR = 0.03
@@ -123,19 +122,6 @@ def _shares(tensors: Sequence[TensorInfo], loudness: Mapping[str, float]) -> dic
     }
     mean = sum(logs.values()) / max(len(logs), 1)
     return {name: min(max(math.exp(log - mean), 1 / FARTHEST_SHARE), FARTHEST_SHARE) for name, log in logs.items()}
-
-
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """Names that a pattern means: itself if it is one, else by `re:` regex (whole name) or by shell glob."""
-    if pattern in names:
-        return [pattern]
-    if pattern.startswith("re:"):
-        try:
-            regex = re.compile(pattern[3:])
-        except re.error as error:
-            raise ConfigError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-        return [name for name in names if regex.fullmatch(name)]
-    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def level_for_size(target_bytes: int, size_at: Callable[[float], int]) -> float:

@@ -6,21 +6,23 @@ What is promised is the error of the dense weight, as for every other layer, and
 from __future__ import annotations
 
 import math
-import zlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from paramcompress import codec, container, layer, metrics, predicted
+from paramcompress import codec, layer, metrics, predicted
 from paramcompress.checkpoint import TensorInfo
-from paramcompress.codec import Layout
-from paramcompress.container import Entry
+from paramcompress.codec import Factors, Layout
 from paramcompress.dictionaries.recipe import Recipe
 from paramcompress.fit import Choice, Effort, Unfit, fit
-from paramcompress.layer import Piece, Setting, round_up
+from paramcompress.layer import Piece, Setting
 from paramcompress.predicted import PREDICTED, Prediction
 
 _MOST_TRIES = 6
+_MANY, _FEW_OF, _NOISE_SHARE = 4096, 0.25, 0.5
+"""Learned numbers that say by themselves that the dense stream is longer: so many, at most this share of the weights,
+at no less than this share of the price of noise."""
 
 
 def encode(
@@ -45,36 +47,62 @@ def encode(
     Raises:
         BudgetError: as `layer.encode`.
     """
+    found = None
+    if parts is not None and setting.choice == Choice() and predicted.is_bargain(parts[0]):
+
+        def fitted(matrix: Tensor, target: float) -> Factors:
+            return fit(matrix.numpy(), Layout.of(tuple(matrix.shape)), target, effort, Choice(), seed, device)
+
+        found = _encode_predicted(info, weight, *parts, setting.limit, fitted)
+        if found is not None and _is_surely_shorter(found, parts[0], weight, setting.limit):
+            return found
     dense = layer.encode(info, weight, setting, effort, seed, device, prove=prove)
-    if parts is None or setting.choice != Choice() or not predicted.is_bargain(parts[0]):
-        return dense
-    recipe, learned, dictionary = parts
-    tight = setting.limit > 0 and _within(
-        info, weight, recipe, learned, dictionary, setting.limit, effort, seed, device
-    )
-    found = tight or _exactly(info, recipe, learned, dictionary)
+    return found if found is not None and found.entry.n_bytes < dense.entry.n_bytes else dense
+
+
+def _encode_predicted(
+    info: TensorInfo,
+    weight: Tensor,
+    recipe: Recipe,
+    learned: Tensor,
+    dictionary: Tensor | None,
+    limit: float,
+    fitted: Callable[[Tensor, float], Factors],
+) -> Piece | None:
+    """The layer as learned numbers and a recipe; None where not even all their bits are within the limit.
+
+    Args:
+        fitted: factors of a matrix, given the squared error that they may leave.
+    """
+    tight = limit > 0 and _within(weight, recipe, learned, dictionary, limit, fitted)
+    found = tight or _exactly(recipe, learned, dictionary)
     decoded = codec.to_tensor(found.reconstruct(), info.shape, weight.dtype)
     error = metrics.deviation(weight, decoded).rel_error if torch.isfinite(decoded).all() else math.inf
-    stream = predicted.encode(found)
-    if error > setting.limit or len(stream) >= dense.entry.n_bytes:
-        return dense
-    entry = Entry(
-        name=info.name,
-        dtype=info.dtype,
-        shape=info.shape,
-        codec=PREDICTED,
-        dictionary=recipe.kind,
-        rank=recipe.n_support,
-        density=round_up(recipe.n_support / recipe.n_in),
-        rel_error=round_up(error),
-        crc=zlib.crc32(decoded.reshape(-1).view(torch.uint8).numpy().tobytes()),
-        home=container.OWN if len(stream) >= container.OWN_PART_BYTES else container.POOLED,
-        n_bytes=len(stream),
+    if error > limit:
+        return None
+    crc = layer.crc_of(decoded)
+    density = recipe.n_support / recipe.n_in
+    return layer.coded(info, predicted.encode(found), PREDICTED, recipe.kind, recipe.n_support, density, error, crc)
+
+
+def _is_surely_shorter(piece: Piece, recipe: Recipe, weight: Tensor, limit: float) -> bool:
+    """Whether the dense stream need not be made to know that it is longer.
+
+    Orthonormal atoms give the learned numbers the rank and the row norms of the weight. Where these numbers are many,
+    and cost about what as many of a Gaussian source do, the weight has no structure either that would make the rest of
+    it free.
+    """
+    bits = 8 * weight.element_size() if limit == 0 else math.log2(1 / min(limit, 1.0))
+    n_learned = recipe.n_out * recipe.n_support
+    return (
+        recipe.orthonormal
+        and not recipe.stored
+        and _MANY <= n_learned <= _FEW_OF * weight.numel()
+        and 8 * len(piece.stream) > _NOISE_SHARE * bits * n_learned
     )
-    return Piece(entry, stream)
 
 
-def _exactly(info: TensorInfo, recipe: Recipe, learned: Tensor, dictionary: Tensor | None) -> Prediction:
+def _exactly(recipe: Recipe, learned: Tensor, dictionary: Tensor | None) -> Prediction:
     """Every bit of the learned numbers."""
     dtype = predicted.exact_dtype(learned.dtype)
     flat = None if dictionary is None else dictionary.reshape(-1, recipe.n_in).to(dtype)
@@ -82,15 +110,12 @@ def _exactly(info: TensorInfo, recipe: Recipe, learned: Tensor, dictionary: Tens
 
 
 def _within(
-    info: TensorInfo,
     weight: Tensor,
     recipe: Recipe,
     learned: Tensor,
     dictionary: Tensor | None,
     limit: float,
-    effort: Effort,
-    seed: int,
-    device: str,
+    fitted: Callable[[Tensor, float], Factors],
 ) -> Prediction | None:
     """Coarser numbers whose weight stays within the limit; None where there are none.
 
@@ -108,21 +133,12 @@ def _within(
     for _ in range(_MOST_TRIES):
         try:
             found = [
-                fit(
-                    one.numpy(),
-                    Layout.of(tuple(one.shape)),
-                    aim * share * float(one.norm()) ** 2,
-                    effort,
-                    Choice(),
-                    seed,
-                    device,
-                )
-                for one, share in zip(numbers, shares, strict=True)
+                fitted(one, aim * share * float(one.norm()) ** 2) for one, share in zip(numbers, shares, strict=True)
             ]
         except Unfit:
             return None
         prediction = Prediction(recipe, found[0], found[1] if dictionary is not None else None)
-        decoded = codec.to_tensor(prediction.reconstruct(), info.shape, weight.dtype)
+        decoded = codec.to_tensor(prediction.reconstruct(), recipe.shape, weight.dtype)
         error = metrics.deviation(weight, decoded).rel_error
         if error <= limit:
             return prediction

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior", "heap", "verdicts"),
-    ("units", "trellis", "metrics", "dictionaries", "scratch"),
+    ("units", "trellis", "metrics", "dictionaries", "scratch", "patterns"),
     ("entropy", "checkers", "tables"),
     (
         "prices",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,7 @@ from sample_models import models
 OUT = "out.safetensors"
 SAMPLES = Path(models.__file__).parent
 
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".partial", ".tmp"))]
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def loaded(build: Any, path: str | Path) -> nn.Module:

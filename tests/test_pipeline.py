@@ -9,7 +9,7 @@ import os
 import resource
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,7 @@ SQUEEZED = "out.squeezed.safetensors"
 SLACK_BYTES = 1024
 """What header and index may add to the bytes of a few tensors."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test works in a folder of its own, on the same random numbers, and leaves no scratch file there."""
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".partial", ".tmp"))]
+pytestmark = [pytest.mark.usefixtures("empty_folder"), pytest.mark.filterwarnings("ignore:ComplexHalf")]
 
 
 def smooth_kernels(n_out: int, n_in: int) -> Tensor:

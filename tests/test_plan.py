@@ -12,7 +12,7 @@ from paramcompress import plan
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.errors import BudgetError, ConfigError
 from paramcompress.layer import Setting
-from paramcompress.plan import LARGEST_LEVEL, SMALLEST_LEVEL, is_matrix, level_for_size, make, matching
+from paramcompress.plan import LARGEST_LEVEL, SMALLEST_LEVEL, is_matrix, level_for_size, make
 
 NAMES = ["conv1.weight", "conv1.bias", "conv2.weight", "fc.weight", "fc.bias", "steps", "odd[0].weight"]
 TENSORS = [
@@ -43,36 +43,6 @@ def limits(**options: Any) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------- patterns
-
-
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [
-        ("fc.weight", ["fc.weight"]),
-        ("*.bias", ["conv1.bias", "fc.bias"]),
-        ("conv?.weight", ["conv1.weight", "conv2.weight"]),
-        ("conv[2-9].*", ["conv2.weight"]),
-        ("CONV*", []),
-        ("*", NAMES),
-        (r"re:conv\d\.weight", ["conv1.weight", "conv2.weight"]),
-        ("re:conv", []),
-        (r"re:.*(bias|steps)", ["conv1.bias", "fc.bias", "steps"]),
-        ("odd[0].weight", ["odd[0].weight"]),
-        ("", []),
-    ],
-)
-def test_patterns(pattern: str, found: list[str]) -> None:
-    assert matching(pattern, NAMES) == found
-
-
-def test_an_exact_name_is_no_glob() -> None:
-    assert matching("a[0]", ["a0", "a[0]"]) == ["a[0]"]
-    assert matching("a[0]", ["a0"]) == ["a0"]
-
-
-def test_a_regular_expression_that_does_not_parse() -> None:
-    with pytest.raises(ConfigError, match="not a regular expression"):
-        matching("re:(", NAMES)
 
 
 @pytest.mark.parametrize("where", ["layers", "include", "exclude"])

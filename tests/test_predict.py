@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramcompress import predict
-from paramcompress.dictionaries.contract import FromData
+from paramcompress.dictionaries.data import FromData
 from paramcompress.dictionaries.supports import support
 from paramcompress.errors import PredictionError, SingularKernelError
 
@@ -241,6 +241,16 @@ def test_convert_keeps_device_dtype_mode_and_bias() -> None:
     assert net(random(2, N_IN).double()).shape == (2, 4)
 
 
+def test_what_is_frozen_stays_frozen() -> None:
+    net = mlp()
+    net[0].weight.requires_grad_(False)
+    predict.convert(net, 0.25, predict.RandomFixed(), start="project")
+    assert [one.requires_grad for one in (net[0].learned, net[0].bias, net[2].learned)] == [False, True, True]
+    net[2].bias.requires_grad_(False)
+    predict.merge(net)
+    assert [one.requires_grad for one in net.parameters()] == [False, True, True, False, True, True]
+
+
 def test_projecting_keeps_what_can_be_kept() -> None:
     """Of a weight that the dictionary can represent, everything; of another, the nearest, also as the inputs see it."""
     layer = linear(groups=5)
@@ -338,6 +348,50 @@ def test_copies_and_half_types() -> None:
     assert torch.allclose(half(x.bfloat16()).float(), layer(x), atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["random", "pca", "learned", "autoencoder", "k-means"])
+def test_whatever_torch_makes_its_tensors_as(kind: str) -> None:
+    """Under another default precision or device, a layer has that one, and the numbers that it always has."""
+    expected = linear(kind, seed=3)
+    data = DICTIONARIES[kind]()
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = predict.PredictedLinear(N_IN, 25, dictionary=data, n_support=8, seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double.learned.dtype == double.dictionary.dtype == torch.float64
+    assert torch.equal(double.learned.float(), expected.learned)
+    with torch.device("meta"):
+        skeleton = predict.PredictedLinear(N_IN, 25, dictionary=data, n_support=8, seed=3)
+    assert {value.device.type for value in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["squared-exponential", "pca", "learned"])
+@pytest.mark.parametrize("how", ["assign", "to_empty"])
+def test_a_layer_comes_off_the_meta_device(kind: str, how: str) -> None:
+    """As large models are loaded: what no checkpoint holds is there, too, once the checkpoint is."""
+    layer, x = linear(kind, groups=3), random(4, N_IN)
+    net = nn.Sequential(nn.Linear(N_IN, 25), nn.Linear(25, 2)).to("meta")
+    predict.convert(net, 8 / N_IN, {"0": DICTIONARIES[kind]()}, groups=3, seed=0 if how == "to_empty" else 5)
+    assert predict.merge(copy.deepcopy(net))[0].weight.is_meta
+    if how == "to_empty":
+        net.to_empty(device="cpu")
+        assert kind != "squared-exponential" or torch.equal(net[0].dictionary, layer.dictionary)
+    net[0].load_state_dict(layer.state_dict(), assign=how == "assign")
+    assert torch.equal(net[0](x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+def test_other_ways_to_run_a_network() -> None:
+    """Compiled, exported, or with a word on why not."""
+    net, x = nn.Sequential(linear(groups=3), nn.Sigmoid(), nn.Linear(25, 2)), random(4, N_IN)
+    expected = net(x)
+    assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), expected)
+    assert torch.equal(torch.export.export(net, (x,)).module()(x), expected)
+    with pytest.raises(PredictionError, match=r"torch\.jit\.script") as caught:
+        torch.jit.script(net)
+    assert "merge" in str(caught.value.hint)
+
+
 # ------------------------------------------------------------------------------------------- layer by layer
 
 
@@ -353,6 +407,36 @@ def test_layerwise_fits_dictionaries_to_what_the_layers_below_give() -> None:
     # samples come in another order, so that sums differ in their last digits and atoms by a unit of the grid
     assert torch.allclose(net[2].dictionary, expected.dictionary, atol=1e-3)
     assert type(net[4]) is nn.Linear
+
+
+class Backwards(nn.Module):
+    """Its second layer is registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper, self.lower = nn.Linear(30, 20), nn.Linear(N_IN, 30)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upper(input=torch.sigmoid(self.lower(x)))  # type: ignore[no-any-return]
+
+
+def test_layerwise_goes_up_as_the_batches_do() -> None:
+    """Whatever the order of registration: the upper dictionary is made from what the predicted lower layer gives."""
+    net, x = Backwards(), random(300, N_IN)
+    predict.layerwise(net, x, 0.25, predict.Covariance(), include=["*er"], groups=2)
+    activations = torch.sigmoid(net.lower(x)).detach()
+    expected = predict.PredictedLinear(
+        30, 20, dictionary=predict.Covariance(activations), n_support=8, groups=2, seed=1
+    )
+    assert torch.allclose(net.upper.dictionary, expected.dictionary, atol=1e-3)
+    assert net(x).shape == (300, 20)  # its layers are called as dense ones are
+
+
+def test_layerwise_can_start_from_the_weights_that_are_there() -> None:
+    net, x = mlp(), random(300, N_IN)
+    weight = net[0].weight.detach().clone()
+    predict.layerwise(net, x, 1.0, {"0": predict.PCA()}, start="project")
+    assert torch.allclose(net[0].dense_weight(), weight, atol=1e-4)
 
 
 def test_layerwise_of_convolutions_sees_patches() -> None:
@@ -429,7 +513,7 @@ UNTOLD = {"layer_inputs", "predicted_layers", "pretrain"}
 # ------------------------------------------------------------------------------------------- what they refuse
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan"), "0.5", torch.tensor(0.5)])
 def test_a_fraction_outside_its_range(fraction: float) -> None:
     with pytest.raises(PredictionError, match="fraction"):
         predict.convert(mlp(), fraction, predict.RandomFixed())
@@ -459,7 +543,7 @@ def test_a_singular_kernel_says_the_ridge_that_mends_it() -> None:
 def test_a_dictionary_without_the_data_it_needs(kind: str) -> None:
     empty = type(DICTIONARIES[kind]())()
     assert isinstance(empty, FromData)
-    with pytest.raises(PredictionError, match=rf"layer '0': a {kind} dictionary needs data") as caught:
+    with pytest.raises(PredictionError, match=rf"layer '0': the {kind} dictionary needs data") as caught:
         predict.convert(mlp(), 0.1, empty)
     assert "layerwise" in str(caught.value.hint)
     with pytest.raises(PredictionError, match=r"finite numbers|data of shape"):
@@ -495,6 +579,17 @@ def test_other_requests_that_make_no_sense() -> None:
         ("sigma 0", lambda: predict.SquaredExponential(GRID, sigma=0)),
         ("shrinkage 2", lambda: predict.Covariance(shrinkage=2)),
         ("seed -1", lambda: predict.RandomFixed(-1)),
+        ("seed 1.5", lambda: predict.KMeans(seed=1.5)),  # type: ignore[arg-type]
+        ("1.5 clusters", lambda: predict.KMeans(k=1.5)),  # type: ignore[arg-type]
+        ("rate of nan", lambda: predict.Autoencoder(rate=float("nan"))),
+        ("grid 40", lambda: predict.SquaredExponential(40)),  # type: ignore[arg-type]
+        ("to 2", lambda: predict.DownSampling(GRID, coarse=2)),  # type: ignore[arg-type]
+        ("type ndarray", lambda: predict.PCA(random(4, N_IN).numpy())),
+        ("type str", lambda: predict.KMeans("images")),  # type: ignore[arg-type]
+        (r"shape \(40,\)", lambda: predict.Covariance(random(40))),
+        (r"shape \(0, 40\)", lambda: predict.Covariance(random(0, N_IN))),
+        ("complex64", lambda: predict.Covariance(torch.ones(3, N_IN, dtype=torch.complex64))),
+        ("NaN or Inf in data", lambda: predict.KMeans(torch.full((3, N_IN), float("inf")))),
         ("26 column groups for 25 features", lambda: linear(groups=26)),
         ("0 column groups", lambda: linear(groups=0)),
         ("variant 'both'", lambda: linear(variant="both")),
@@ -502,6 +597,21 @@ def test_other_requests_that_make_no_sense() -> None:
         ("pivoted supports for a random", lambda: linear("random", supports="pivoted")),
         ("uniform supports for a random", lambda: linear("random", supports="uniform")),
         ("one of them", lambda: linear(fraction=0.1, n_support=3)),
+        (r"support of 2\.5", lambda: linear(n_support=2.5)),
+        (r"1\.5 column groups", lambda: linear(groups=1.5)),
+        (r"seed 1\.5", lambda: linear(seed=1.5)),
+        ("uniform supports for atoms that are learned", lambda: linear("learned", groups=5, supports="uniform")),
+        (r"weight of shape \(40, 25\)", lambda: linear().project(random(N_IN, 25))),
+        (r"moment of shape \(4, 4\)", lambda: linear().project(random(25, N_IN), random(4, 4))),
+        ("NaN", lambda: linear().project(torch.full((25, N_IN), float("nan")))),
+        ("without numbers", lambda: predict.convert(mlp().to("meta"), 0.1, predict.RandomFixed(), start="project")),
+        ("order 'fast'", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed(), order="fast")),
+        ("RandomFixed'> is no dictionary", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed)),  # type: ignore[arg-type]
+        ("is no dictionary", lambda: predict.convert(mlp(), 0.1, {0: predict.RandomFixed()})),  # type: ignore[dict-item]
+        ("no layer is named 'fc'", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed(), exclude="fc")),
+        ("named '9'", lambda: predict.layer_inputs(mlp(), "9", random(3, N_IN))),
+        ("named '1'", lambda: predict.layer_inputs(mlp(), "1", random(3, N_IN))),
+        ("batch of type dict", lambda: predict.layer_inputs(mlp(), "0", [{"x": random(3, N_IN)}])),
         ("no layer of the model predicts", lambda: predict.learned_fraction(mlp())),
         ("was given nothing", lambda: predict.layer_inputs(mlp(), "0", [])),
         (

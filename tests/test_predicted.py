@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import paramcompress
 from paramcompress import anatomy, predict, predicted
+from paramcompress import layer as layers
 from paramcompress.container import Reader
 from paramcompress.dictionaries import recipe as recipes
 from paramcompress.dictionaries.orthonormal import on_grid, orthonormalised
@@ -183,6 +184,25 @@ def test_dense_where_that_is_shorter(tmp_path: Path) -> None:
     paramcompress.squeeze(nn.Sequential(layer, tiny).state_dict(), tmp_path / "a")
     with Reader(tmp_path / "a") as reader:
         assert {reader.entries[name].codec for name in ("0.weight", "1.weight")} <= {"factored", "exact"}
+
+
+@pytest.mark.parametrize(("limit", "structure"), [(0.03, False), (0, False), (0.03, True)])
+def test_the_dense_stream_is_made_only_where_it_may_be_shorter(
+    limit: float, structure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beside thousands of learned numbers that cost what noise does; but beside those of rank one."""
+    layer = predict.PredictedLinear(N_IN, 400, dictionary=predict.SquaredExponential(GRID), n_support=12)
+    if structure:
+        layer.learned.data[:] = layer.learned[:1] * torch.linspace(0.5, 2, 400)[:, None]
+    asked = []
+    dense = layers.encode
+    monkeypatch.setattr(
+        layers, "encode", lambda info, *args, **how: asked.append(info.name) or dense(info, *args, **how)
+    )
+    paramcompress.squeeze(
+        {"0." + name: one for name, one in layer.state_dict().items()}, tmp_path / "a", max_rel_error=limit
+    )
+    assert ("0.weight" in asked) == structure
 
 
 def test_settings_by_hand_are_for_the_dense_weight(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Shapes: samples (n_samples, n_in), encoder (n_hidden, n_in), atoms (n_in, a).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from paramcompress.errors import PredictionError
 
-from .contract import FromData, as_samples
+from .contract import check_seed, is_whole
+from .data import FromSamples
 
 
 @dataclass(frozen=True, eq=False)
-class Autoencoder(FromData):
+class Autoencoder(FromSamples):
     """Encoder weights of a sigmoid autoencoder with tied weights, trained on the layer's inputs.
 
     Args:
@@ -30,7 +31,6 @@ class Autoencoder(FromData):
         epochs, rate, batch: of Adam on the squared error; inputs are best between 0 and 1.
     """
 
-    data: Tensor | None = None
     hidden: int = 1000
     seed: int = 0
     epochs: int = 20
@@ -39,16 +39,14 @@ class Autoencoder(FromData):
     kind: ClassVar[str] = "autoencoder"
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.epochs < 0 or self.batch < 1:
-            raise PredictionError(f"autoencoder dictionary with {self.hidden} hidden units, batches of {self.batch}")
-
-    def given(self, data: Tensor) -> Autoencoder:
-        return replace(self, data=data)
-
-    @property
-    def width(self) -> int:
-        assert self.data is not None
-        return int(self.data[0].numel())
+        check_seed(self.kind, self.seed)
+        if not (is_whole(self.hidden, 1) and is_whole(self.epochs, 0) and is_whole(self.batch, 1)):
+            raise PredictionError(
+                f"autoencoder dictionary with {self.hidden} hidden units, {self.epochs} epochs, batches of {self.batch}"
+            )
+        if not 0 < self.rate < float("inf"):
+            raise PredictionError(f"autoencoder dictionary with a rate of {self.rate}")
+        super().__post_init__()
 
     def n_atoms(self, n: int) -> int:
         return self.hidden
@@ -58,10 +56,7 @@ class Autoencoder(FromData):
 
     @cached_property
     def _encoder(self) -> Tensor:
-        assert self.data is not None
-        weight, _ = tied_autoencoder(
-            as_samples(self.kind, self.data), self.hidden, self.seed, self.epochs, self.rate, self.batch
-        )
+        weight, _ = tied_autoencoder(self.samples, self.hidden, self.seed, self.epochs, self.rate, self.batch)
         return weight
 
 
@@ -71,8 +66,8 @@ def tied_autoencoder(
     """Weight (n_hidden, n_in) and bias (n_hidden,) of the encoder of x ~ sigmoid(W^T sigmoid(W x + b) + c)."""
     generator = torch.Generator().manual_seed(seed)
     n_in = samples.shape[1]
-    weight = (torch.randn(n_hidden, n_in, generator=generator) / n_in**0.5).requires_grad_()
-    bias = torch.zeros(n_hidden, requires_grad=True)
+    weight = (samples.new_empty(n_hidden, n_in).normal_(generator=generator) / n_in**0.5).requires_grad_()
+    bias = samples.new_zeros(n_hidden).requires_grad_()
     mean = samples.mean(0).clamp(1e-3, 1 - 1e-3)
     visible = torch.logit(mean).requires_grad_()
     optimizer = torch.optim.Adam([weight, bias, visible], lr=rate)

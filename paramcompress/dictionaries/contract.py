@@ -16,7 +16,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from paramcompress.errors import PredictionError
 
@@ -86,7 +85,6 @@ class Dictionary(ABC):
 
 
 G = TypeVar("G", bound="OnGrid")
-F = TypeVar("F", bound="FromData")
 
 
 class OnGrid(Dictionary):
@@ -97,7 +95,7 @@ class OnGrid(Dictionary):
 
     def check_grid(self) -> None:
         grid = self.grid
-        if grid is not None and not (1 <= len(grid) <= 3 and all(isinstance(n, int) and n >= 1 for n in grid)):
+        if grid is not None and not is_grid(grid):
             raise PredictionError(
                 f"{self.kind} dictionary on the grid {grid}",
                 hint="a grid is (rows, columns) or (rows, columns, channels)",
@@ -107,7 +105,7 @@ class OnGrid(Dictionary):
         if self.grid is None:
             if not kernel:
                 raise PredictionError(
-                    f"a {self.kind} dictionary needs to know how the {n_in} inputs lie",
+                    f"the {self.kind} dictionary needs to know how the {n_in} inputs lie",
                     hint="give it a grid, such as (28, 28), or (8, 8, 64) for 64 channels",
                 )
             return replace(self, grid=(*kernel[1:], kernel[0]))  # type: ignore[type-var]
@@ -133,41 +131,19 @@ class OnGrid(Dictionary):
         return {"grid": list(self.grid)}
 
 
-class FromData(Dictionary):
-    """A dictionary that has to see what the layer is given."""
-
-    data: Any
-
-    @abstractmethod
-    def given(self: F, data: Tensor) -> F:
-        """The same fitted to inputs (n_samples, n_in)."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Inputs that the data have."""
-
-    def bound(self: F, n_in: int, kernel: Sequence[int] = ()) -> F:
-        if self.data is None:
-            raise PredictionError(
-                f"a {self.kind} dictionary needs data, and none was given",
-                hint="give it the layer's inputs, or use paramcompress.predict.layerwise",
-            )
-        if self.width != n_in:
-            raise PredictionError(f"a {self.kind} dictionary of {self.width} inputs for a layer of {n_in}")
-        return self
+def is_grid(grid: object) -> bool:
+    """Whether that is one to three lengths."""
+    return isinstance(grid, tuple | list) and 1 <= len(grid) <= 3 and all(is_whole(n, 1) for n in grid)
 
 
-def as_samples(kind: str, data: Tensor) -> Tensor:
-    """`data` as (n_samples, n_in) in float32 on the CPU.
+def is_whole(value: object, least: int, below: int = 2**62) -> bool:
+    """Whether that is a whole number from `least` to before `below`, as recipes can hold."""
+    return type(value) is int and least <= value < below
 
-    Raises:
-        PredictionError: it has no samples, or not only finite numbers.
-    """
-    samples = data.detach().reshape(len(data), -1).cpu().float() if data.ndim > 1 else data.reshape(0, 0)
-    if not samples.numel() or not samples.isfinite().all():
+
+def check_seed(kind: str, seed: object) -> None:
+    """Raise PredictionError for what is no seed of a dictionary of that kind."""
+    if not is_whole(seed, 0):
         raise PredictionError(
-            f"a {kind} dictionary of data of shape {tuple(data.shape)}",
-            hint="data are finite numbers of shape (n_samples, n_in)",
+            f"{kind} dictionary with seed {seed}", hint="a seed is a whole number from 0 to 2**62 - 1"
         )
-    return samples

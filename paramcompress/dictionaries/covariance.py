@@ -9,69 +9,21 @@ Shapes: samples (n_samples, n_in), kernel (n_in, n_in).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from paramcompress.errors import PredictionError
 
-from .contract import FromData, as_samples
-
-
-class StreamedMoments:
-    """First and second moments of inputs that come in batches, in float64.
-
-    >>> moments = StreamedMoments().add(torch.eye(3)).add(torch.eye(3))
-    >>> moments.n_samples, moments.second(centred=False)[0, 0].item()
-    (6, 0.3333333333333333)
-    """
-
-    def __init__(self, batches: Iterable[Tensor] = ()) -> None:
-        self.n_samples = 0
-        self._sum: Tensor | None = None
-        self._squares: Tensor | None = None
-        for batch in batches:
-            self.add(batch)
-
-    def add(self, batch: Tensor) -> StreamedMoments:
-        """Take in a batch (n_samples, ...); axes after the first are flattened.
-
-        Raises:
-            PredictionError: no numbers, not finite, or of another width than those before.
-        """
-        samples = as_samples("covariance", batch).double()
-        if self._sum is not None and samples.shape[1] != len(self._sum):
-            raise PredictionError(f"a batch of {samples.shape[1]} inputs after batches of {len(self._sum)}")
-        if self._sum is None or self._squares is None:
-            self._sum = samples.new_zeros(samples.shape[1])
-            self._squares = samples.new_zeros(samples.shape[1], samples.shape[1])
-        self._sum = self._sum + samples.sum(0)
-        self._squares = self._squares.addmm(samples.T, samples)
-        self.n_samples += len(samples)
-        return self
-
-    @property
-    def width(self) -> int:
-        """n_in; 0 before the first batch."""
-        return 0 if self._sum is None else len(self._sum)
-
-    def second(self, *, centred: bool) -> Tensor:
-        """(n_in, n_in) E[x x^T], or the covariance."""
-        if self._sum is None or self._squares is None:
-            raise PredictionError("second moments of no samples")
-        mean = self._sum / self.n_samples
-        squares = self._squares / self.n_samples
-        return squares - mean.outer(mean) if centred else squares
+from .data import FromMoments
 
 
 @dataclass(frozen=True, eq=False)
-class Covariance(FromData):
+class Covariance(FromMoments):
     """Rows of the inputs' second moments.
 
     Args:
@@ -81,7 +33,6 @@ class Covariance(FromData):
         centred: covariance, not second moments about zero.
     """
 
-    data: Tensor | StreamedMoments | None = None
     shrinkage: float = 1e-3
     ridge: float = 1e-3
     centred: bool = True
@@ -91,19 +42,7 @@ class Covariance(FromData):
     def __post_init__(self) -> None:
         if not 0 <= self.shrinkage <= 1 or not 0 <= self.ridge < float("inf"):
             raise PredictionError(f"covariance dictionary with shrinkage {self.shrinkage} and ridge {self.ridge}")
-        if isinstance(self.data, Tensor):
-            object.__setattr__(self, "data", StreamedMoments([self.data]))
-
-    def given(self, data: Tensor) -> Covariance:
-        return replace(self, data=data)
-
-    @property
-    def width(self) -> int:
-        assert isinstance(self.data, StreamedMoments)
-        return self.data.width
-
-    def n_atoms(self, n: int) -> int:
-        return n
+        super().__post_init__()
 
     def atoms(self, n: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         return self.kernel(n)[:, chosen]
@@ -113,8 +52,7 @@ class Covariance(FromData):
 
     @cached_property
     def _kernel(self) -> NDArray[np.float64]:
-        assert isinstance(self.data, StreamedMoments)
-        second = self.data.second(centred=self.centred)
+        second = self.moments.second(centred=self.centred)
         level = float(second.diagonal().mean()) or 1.0
         unit = torch.eye(len(second), dtype=torch.float64)
         mixed: NDArray[np.float64] = ((1 - self.shrinkage) * second / level + self.shrinkage * unit).numpy()

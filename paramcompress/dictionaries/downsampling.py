@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paramcompress.errors import PredictionError
 
-from .contract import Grid, OnGrid
+from .contract import Grid, OnGrid, is_grid
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class DownSampling(OnGrid):
         self.check_grid()
         if self.coarse is not None and (
             self.grid is None
+            or not is_grid(self.coarse)
             or len(self.coarse) != len(self.shape)
             or not all(1 <= a <= b for a, b in zip(self.coarse, self.shape, strict=True))
         ):

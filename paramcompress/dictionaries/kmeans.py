@@ -5,7 +5,7 @@ Shapes: samples (n_samples, n_in), centres (k, n_in), atoms (n_in, a).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from paramcompress.errors import PredictionError
 
-from .contract import FromData, as_samples
+from .contract import check_seed, is_whole
+from .data import FromSamples
 
 
 @dataclass(frozen=True, eq=False)
-class KMeans(FromData):
+class KMeans(FromSamples):
     """Centres of clusters of the inputs, about their mean.
 
     Args:
@@ -31,7 +32,6 @@ class KMeans(FromData):
         passes: of Lloyd's algorithm.
     """
 
-    data: Tensor | None = None
     seed: int = 0
     k: int = 500
     whiten: bool = True
@@ -39,29 +39,20 @@ class KMeans(FromData):
     kind: ClassVar[str] = "k-means"
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.passes < 0:
+        check_seed(self.kind, self.seed)
+        if not is_whole(self.k, 1) or not is_whole(self.passes, 0):
             raise PredictionError(f"k-means dictionary with {self.k} clusters and {self.passes} passes")
-
-    def given(self, data: Tensor) -> KMeans:
-        return replace(self, data=data)
-
-    @property
-    def width(self) -> int:
-        assert self.data is not None
-        return int(self.data[0].numel())
+        super().__post_init__()
 
     def n_atoms(self, n: int) -> int:
-        assert self.data is not None
-        return min(self.k, len(self.data))
+        return min(self.k, len(self.samples))
 
     def atoms(self, n: int, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         return self._filters.double().numpy()[chosen].T
 
     @cached_property
     def _filters(self) -> Tensor:
-        assert self.data is not None
-        samples = as_samples(self.kind, self.data)
-        samples = samples - samples.mean(0)
+        samples = self.samples - self.samples.mean(0)
         if not self.whiten:
             return centres(samples, self.n_atoms(0), self.seed, self.passes)
         # a tenth of the mean variance is added: whitening would blow up directions that hardly vary

@@ -73,7 +73,8 @@ def _gram_basis(tall: Tensor) -> Tensor:
 def _range_basis(tall: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """Orthonormal (n_in, rank + OVERSAMPLING) that spans nearly the leading right singular vectors."""
     n_in = tall.shape[1]
-    basis = torch.randn(n_in, min(rank + OVERSAMPLING, n_in), generator=generator).to(tall.device)
+    size = n_in, min(rank + OVERSAMPLING, n_in)
+    basis = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(tall.device)
     for _ in range(N_PASSES):
         basis = torch.linalg.qr(tall.T @ (tall @ basis))[0]
     return basis

@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.errors import PredictionError
-
-from .contract import UNBOUNDED, Dictionary
+from .contract import UNBOUNDED, Dictionary, check_seed
 from .numbers import numbers
 
 
@@ -32,7 +30,7 @@ class RandomFixed(Dictionary):
     is_regenerated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_seed(self.kind, self.seed)
+        check_seed(self.kind, self.seed)
 
     def bound(self, n_in: int, kernel: Sequence[int] = ()) -> RandomFixed:
         return self
@@ -66,7 +64,7 @@ class RandomConnections(Dictionary):
     is_regenerated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_seed(self.kind, self.seed)
+        check_seed(self.kind, self.seed)
 
     def bound(self, n_in: int, kernel: Sequence[int] = ()) -> RandomConnections:
         return self
@@ -83,10 +81,3 @@ class RandomConnections(Dictionary):
     @property
     def seed_words(self) -> tuple[int, ...]:
         return (self.seed,)
-
-
-def _check_seed(kind: str, seed: int) -> None:
-    if not 0 <= seed < 2**62:
-        raise PredictionError(
-            f"{kind} dictionary with seed {seed}", hint="a seed is a whole number from 0 to 2**62 - 1"
-        )

@@ -3,7 +3,8 @@
 from paramcompress.dictionaries.autoencoder import Autoencoder
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.dictionaries.cosine_atoms import Cosine
-from paramcompress.dictionaries.covariance import Covariance, StreamedMoments
+from paramcompress.dictionaries.covariance import Covariance
+from paramcompress.dictionaries.data import StreamedMoments
 from paramcompress.dictionaries.downsampling import DownSampling
 from paramcompress.dictionaries.kmeans import KMeans
 from paramcompress.dictionaries.learned import LearnedLowRank

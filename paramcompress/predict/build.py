@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paramcompress.dictionaries.contract import Dictionary
+from paramcompress.dictionaries.contract import Dictionary, check_seed, is_whole
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.dictionaries.orthonormal import on_grid
 from paramcompress.dictionaries.recipe import Recipe, group_atoms, is_quick
@@ -29,7 +29,8 @@ class Wish:
     """What is asked of a layer, checked.
 
     Raises:
-        PredictionError: a fraction outside (0, 1], both or neither of fraction and n_support, an unknown variant.
+        PredictionError: no dictionary, a fraction outside (0, 1], both or neither of fraction and n_support, numbers
+            that are not whole, an unknown variant.
     """
 
     dictionary: Dictionary
@@ -46,19 +47,23 @@ class Wish:
     orthonormal: bool = True
 
     def __post_init__(self) -> None:
-        if (self.fraction is None) == (self.n_support is None):
-            raise PredictionError("a predicted layer takes a fraction or n_support, one of them")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise PredictionError(
-                f"fraction {self.fraction} of the weights to be learned",
-                hint="a fraction is above 0 and at most 1, such as 0.05",
-            )
-        if self.groups < 1 or not 0 <= self.seed < 2**62:
-            raise PredictionError(f"{self.groups} column groups with seed {self.seed}")
-        if self.variant not in VARIANTS:
-            raise PredictionError(f"variant {self.variant!r} is not known", hint=f"one of {', '.join(VARIANTS)}")
         if not isinstance(self.dictionary, Dictionary):
             raise PredictionError(f"{self.dictionary!r} is no dictionary", hint="such as predict.RandomFixed()")
+        if (self.fraction is None) == (self.n_support is None):
+            raise PredictionError("a predicted layer takes a fraction or n_support, one of them")
+        fraction: object = self.fraction
+        if fraction is not None and not (isinstance(fraction, int | float | np.floating) and 0 < fraction <= 1):
+            raise PredictionError(
+                f"fraction {fraction!r} of the weights to be learned",
+                hint="a fraction is above 0 and at most 1, such as 0.05",
+            )
+        if self.n_support is not None and type(self.n_support) is not int:
+            raise PredictionError(f"a support of {self.n_support}", hint="n_support is a whole number")
+        if not is_whole(self.groups, 1):
+            raise PredictionError(f"{self.groups} column groups", hint="a whole number from 1")
+        check_seed("layer", self.seed)
+        if self.variant not in VARIANTS:
+            raise PredictionError(f"variant {self.variant!r} is not known", hint=f"one of {', '.join(VARIANTS)}")
 
 
 def dictionaries(wish: Wish, shape: tuple[int, ...]) -> tuple[Recipe, Tensor, list[Tensor]]:
@@ -75,6 +80,8 @@ def dictionaries(wish: Wish, shape: tuple[int, ...]) -> tuple[Recipe, Tensor, li
     n_out, n_in = shape[0], math.prod(shape[1:])
     dictionary = wish.dictionary.bound(n_in, shape[1:] if len(shape) > 2 else ())
     how = wish.supports or dictionary.supports
+    if dictionary.is_learned and how != "leading":
+        raise PredictionError(f"{how} supports for atoms that are learned, which are not chosen from any")
     # groups with the same support would be one group
     groups = 1 if how == "leading" else wish.groups
     if groups > n_out:
@@ -92,7 +99,7 @@ def dictionaries(wish: Wish, shape: tuple[int, ...]) -> tuple[Recipe, Tensor, li
             folds.append(torch.from_numpy(start.T @ atoms[-1].T).float())
         else:
             atoms.append(np.ascontiguousarray(on_grid(start).T))
-            folds.append(torch.eye(n_support))
+            folds.append(torch.eye(n_support, dtype=torch.float32))
     stored = (
         not dictionary.is_regenerated
         or (solved and not wish.orthonormal)
@@ -173,7 +180,8 @@ def start(recipe: Recipe, folds: list[Tensor], dictionary: Tensor, generator: to
     groups = []
     for j, fold in enumerate(folds):
         rows = recipe.rows(j)
-        drawn = torch.empty(rows.stop - rows.start, recipe.n_support).uniform_(-1, 1, generator=generator) @ fold
+        drawn = dictionary.new_empty(rows.stop - rows.start, recipe.n_support)
+        drawn = drawn.uniform_(-1, 1, generator=generator) @ fold
         gram = dictionary[j] @ dictionary[j].T
         length = float(((drawn @ gram) * drawn).sum().clamp(min=1e-30) / len(drawn)) ** 0.5
         groups.append(drawn / (length * math.sqrt(3)))
@@ -183,7 +191,8 @@ def start(recipe: Recipe, folds: list[Tensor], dictionary: Tensor, generator: to
 def spectral_start(recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """C (n_out, r) and D^T (1, r, n_in) of learned low rank: the leading singular vectors of a dense start, each with
     the root of its singular value (Khodak et al. 2021, arXiv:2105.01029)."""
-    dense = torch.empty(recipe.n_out, recipe.n_in).uniform_(-1, 1, generator=generator) / math.sqrt(recipe.n_in)
+    dense = torch.empty(recipe.n_out, recipe.n_in, dtype=torch.float32)
+    dense = dense.uniform_(-1, 1, generator=generator) / math.sqrt(recipe.n_in)
     atoms, coefficients, values = truncated_svd(dense, recipe.n_support, generator=generator)
     roots = values.clamp(min=1e-30).sqrt()
     return (coefficients / roots).contiguous(), (atoms * roots).T[None].contiguous()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +11,8 @@ from torch import Tensor, nn
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.errors import PredictionError
 
-from .layers import Predicted, PredictedConv2d, PredictedLinear
+from .choosing import chosen_layers
+from .layers import Predicted, PredictedConv2d, PredictedLinear, check_order
 
 STARTS = ("fresh", "project")
 
@@ -24,8 +23,8 @@ def convert(
     dictionaries: Mapping[str, Dictionary] | Dictionary | None = None,
     *,
     groups: int = 10,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     seed: int = 0,
     variant: str = "kernel",
     supports: str | None = None,
@@ -37,13 +36,17 @@ def convert(
 
     The last linear layer stays dense unless a pattern names it: predicting the outputs' own weights costs accuracy and
     saves little. Layers are matched by their names in the model: exact, glob, or `re:` and a regular expression.
+    What is frozen stays frozen.
 
     Args:
-        model: its nn.Linear and nn.Conv2d are candidates. To replace the model itself, take what is returned.
-        fraction: learned numbers / weights of each layer.
+        model: its nn.Linear and nn.Conv2d are candidates, but for weights that are tied to another module's or computed
+            from others. A layer that stands in it twice still does afterwards. To replace the model itself, take what
+            is returned.
+        fraction: learned numbers / weights of each layer; one number a feature at least, and where channels share a
+            support, one a channel.
         dictionaries: by pattern, the first that matches counts and what none matches stays dense; or one for all.
         groups: column groups; no more than a layer has features.
-        include, exclude: patterns; those included are candidates, all but the last linear layer if empty.
+        include, exclude: a pattern or several; those included are candidates, all but the last linear layer if empty.
         seed: of supports and starts; every layer has its own from it.
         variant, supports, orthonormal, order: as for `PredictedConv2d`.
         start: `fresh` begins anew, as the paper does; `project` takes what is nearest to the weights that are there.
@@ -54,7 +57,8 @@ def convert(
     Raises:
         PredictionError: a fraction outside (0, 1]; a pattern that names no layer, or one that cannot be predicted; a
             support larger than the layer; a dictionary that needs data or a grid and has none, or is for another
-            number of inputs. The message names the layer.
+            number of inputs; weights to project that are not there or not finite. The message names the layer.
+        ConfigError: a pattern that is no regular expression.
         SingularKernelError: a kernel matrix without inverse; the message says which ridge mends it.
 
     >>> from paramcompress import predict
@@ -62,10 +66,8 @@ def convert(
     >>> predict.convert(net, 0.25, predict.SquaredExponential((8, 8)), groups=4)[0]
     PredictedLinear(squared-exponential, 16 of 64 learned, 4 column groups)
     """
-    if start not in STARTS:
-        raise PredictionError(f"start {start!r} is not known", hint=f"one of {', '.join(STARTS)}")
     chosen = chosen_layers(model, dictionaries, include, exclude)
-    made: dict[str, Predicted] = {}
+    made: list[tuple[nn.Module, Predicted]] = []
     for number, (name, (layer, dictionary)) in enumerate(chosen.items()):
         options = {
             "dictionary": dictionary,
@@ -77,30 +79,37 @@ def convert(
             "orthonormal": orthonormal,
         }
         try:
-            made[name] = predicted(layer, order=order, **options)  # type: ignore[arg-type]
+            made.append((layer, predicted(layer, order=order, start=start, **options)))
         except PredictionError as error:
             raise named(error, name) from error
-        if start == "project":
-            made[name].project(layer.weight)
-            if layer.bias is not None:
-                made[name].bias.data.copy_(layer.bias.detach())  # type: ignore[union-attr]
-    for name, one in made.items():
-        model = replaced(model, name, one)
+    for old, new in made:
+        model = replaced(model, old, new)
     return model
 
 
 def predicted(
-    layer: nn.Linear | nn.Conv2d, *, dictionary: Dictionary, order: str = "filters", **options: object
+    layer: nn.Linear | nn.Conv2d, *, order: str = "filters", start: str = "fresh", **options: Any
 ) -> Predicted:
-    """A fresh predicted layer of the sizes, device and dtype of a dense one; options as for its class."""
-    common = {"dictionary": dictionary, "bias": layer.bias is not None, **options}
+    """A predicted layer of the sizes, device, dtype and mode of a dense one, frozen where that is; `start` as for
+    `convert`, options as for the layer's class."""
+    if start not in STARTS:
+        raise PredictionError(f"start {start!r} is not known", hint=f"one of {', '.join(STARTS)}")
+    check_order(order)
     made: Predicted
-    if isinstance(layer, nn.Linear):
-        made = PredictedLinear(layer.in_features, layer.out_features, **common)  # type: ignore[arg-type]
-    else:
-        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        made = PredictedConv2d(*sizes, order=order, **common)  # type: ignore[arg-type]
-    return made.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    with layer.weight.device:
+        if isinstance(layer, nn.Linear):
+            made = PredictedLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, **options)
+        else:
+            sizes: tuple[Any, ...] = layer.in_channels, layer.out_channels, layer.kernel_size
+            where: tuple[Any, ...] = layer.stride, layer.padding, layer.dilation
+            made = PredictedConv2d(*sizes, *where, order=order, bias=layer.bias is not None, **options)
+    made.to(layer.weight.dtype).train(layer.training)
+    if start == "project":
+        made.project(layer.weight)
+        if made.bias is not None:
+            made.bias.data.copy_(layer.bias.detach())  # type: ignore[union-attr]
+    _freeze(made, layer)
+    return made
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -109,9 +118,8 @@ def merge(model: nn.Module) -> nn.Module:
     Returns:
         The model; a predicted layer itself becomes the dense layer that is returned.
     """
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, Predicted):
-            model = replaced(model, name, merged(layer))
+    for layer in predicted_layers(model).values():
+        model = replaced(model, layer, merged(layer))
     return model
 
 
@@ -132,7 +140,18 @@ def merged(layer: Predicted) -> nn.Linear | nn.Conv2d:
         dense.weight.copy_(layer.dense_weight())
         if layer.bias is not None and dense.bias is not None:
             dense.bias.copy_(layer.bias)
+    _freeze(dense, layer)
     return dense
+
+
+def _freeze(new: nn.Module, old: nn.Module) -> None:
+    """Leave out of training what was left out of it: the bias, or all else."""
+    trained = {
+        is_bias: any(one.requires_grad for name, one in old.named_parameters() if (name == "bias") == is_bias)
+        for is_bias in (True, False)
+    }
+    for name, one in new.named_parameters():
+        one.requires_grad_(trained[name == "bias"])
 
 
 def learned_fraction(model: nn.Module) -> float:
@@ -165,12 +184,14 @@ def predicted_layers(model: nn.Module) -> dict[str, Predicted]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Predicted)}
 
 
-def replaced(model: nn.Module, name: str, layer: nn.Module) -> nn.Module:
-    """`model` with the module of that name exchanged; the layer itself where the name is empty."""
-    if not name:
-        return layer
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, layer)
+def replaced(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`model` with a module exchanged wherever it stands in it; the new one where it is the model."""
+    if model is old:
+        return new
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)
     return model
 
 
@@ -178,74 +199,3 @@ def named(error: PredictionError, name: str) -> PredictionError:
     """The same error with the layer's name before it."""
     error.args = (f"layer {name!r}: {error}",)
     return error
-
-
-def candidates(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Layers to be replaced, by name.
-
-    Raises:
-        PredictionError: a pattern of `include` names no module, or one that cannot be predicted and no module that can.
-    """
-    modules = dict(model.named_modules())
-    able = {name: layer for name, layer in modules.items() if _why_not(layer) is None}
-    for pattern in include:
-        hits = [name for name in modules if matches(pattern, name)]
-        if not hits:
-            raise PredictionError(f"no layer is named {pattern!r}", hint=f"there are {', '.join(able) or 'none'}")
-        if not any(name in able for name in hits):
-            raise PredictionError(f"layer {hits[0]!r}: {_why_not(modules[hits[0]])}")
-    last = [name for name, layer in able.items() if isinstance(layer, nn.Linear)][-1:]
-    wanted = [name for name in able if (any(matches(one, name) for one in include) if include else name not in last)]
-    return {name: able[name] for name in wanted if not any(matches(one, name) for one in exclude)}
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern (exact, glob, or `re:`) names a layer."""
-    if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
-    return pattern == name or fnmatch.fnmatchcase(name, pattern)
-
-
-def chosen_layers(
-    model: nn.Module,
-    dictionaries: Mapping[str, Dictionary] | Dictionary | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
-) -> dict[str, tuple[nn.Linear | nn.Conv2d, Dictionary]]:
-    """Layers to be replaced, in the order of the model, with their dictionaries.
-
-    Raises:
-        PredictionError: as `candidates`; no layer or no dictionary at all.
-    """
-    if dictionaries is None:
-        raise PredictionError("no dictionary to predict weights with", hint="such as predict.RandomFixed()")
-    if isinstance(dictionaries, Dictionary):
-        layers = candidates(model, include, exclude)
-        found = {name: (layer, dictionaries) for name, layer in layers.items()}
-    else:
-        layers = candidates(model, include or tuple(dictionaries), exclude)
-        found = {name: (layer, one) for name, layer in layers.items() for one in _first(dictionaries, name)}
-    if not found:
-        raise PredictionError("no layer of the model is to be predicted", hint="see include, exclude and dictionaries")
-    return found
-
-
-def _first(dictionaries: Mapping[str, Dictionary], name: str) -> Iterator[Dictionary]:
-    """The dictionary of the first pattern that matches."""
-    for pattern, dictionary in dictionaries.items():
-        if matches(pattern, name):
-            yield dictionary
-            return
-
-
-def _why_not(layer: nn.Module) -> str | None:
-    """Why a module's weights cannot be predicted; None if they can."""
-    if type(layer) is nn.Linear:
-        return None
-    if type(layer) is not nn.Conv2d:
-        return f"weights of a {type(layer).__name__} cannot be predicted, those of Linear and Conv2d can"
-    if layer.groups != 1:
-        return f"weights of a convolution in {layer.groups} groups cannot be predicted"
-    if layer.padding_mode != "zeros":
-        return f"weights of a convolution with padding mode {layer.padding_mode!r} cannot be predicted"
-    return None

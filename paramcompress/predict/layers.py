@@ -7,7 +7,7 @@ Shapes: dense weight (n_out, n_in, *kernel), learned (n_out, n_support), diction
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,17 +37,22 @@ class Predicted(nn.Module):
 
     def __init__(self, wish: build.Wish, shape: tuple[int, ...], *, bias: bool) -> None:
         super().__init__()
-        self.cooked, dictionary, folds = build.dictionaries(wish, shape)
-        generator = torch.Generator().manual_seed(wish.seed)
-        if wish.dictionary.is_learned:
-            learned, dictionary = build.spectral_start(self.cooked, generator)
-        else:
-            learned = build.start(self.cooked, folds, dictionary, generator)
-        self.learned = nn.Parameter(learned)
-        bound = self.cooked.n_in**-0.5
-        self.bias = nn.Parameter(torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)) if bias else None
-        self.register_buffer("recipe", _as_bytes(self.cooked))
-        self._set_dictionary(dictionary)
+        # the same numbers wherever and in whatever precision torch makes its tensors
+        with torch.device("cpu"):
+            self.cooked, dictionary, folds = build.dictionaries(wish, shape)
+            generator = torch.Generator().manual_seed(wish.seed)
+            if wish.dictionary.is_learned:
+                learned, dictionary = build.spectral_start(self.cooked, generator)
+            else:
+                learned = build.start(self.cooked, folds, dictionary, generator)
+            self.learned = nn.Parameter(learned)
+            bound = self.cooked.n_in**-0.5
+            shift = learned.new_empty(shape[0]).uniform_(-bound, bound, generator=generator)
+            self.bias = nn.Parameter(shift) if bias else None
+            self.register_buffer("recipe", _as_bytes(self.cooked))
+            self._set_dictionary(dictionary)
+        default = torch.empty(0)
+        self.to(default.device, default.dtype)
 
     def _set_dictionary(self, dictionary: Tensor) -> None:
         """Learned atoms are a parameter; fixed ones are kept in checkpoints only where no recipe brings them back."""
@@ -84,6 +89,8 @@ class Predicted(nn.Module):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """The same in the bits that every machine gets, and that a squeezed file expands to."""
+        if self.learned.is_meta:
+            return self.learned.new_empty(self.cooked.shape)
         learned, dictionary = (one.detach().cpu().float().numpy() for one in (self.learned, self.dictionary))
         dense = torch.from_numpy(self.cooked.weight(learned, dictionary)).reshape(self.cooked.shape)
         return dense.to(self.learned.device, self.learned.dtype)
@@ -98,7 +105,18 @@ class Predicted(nn.Module):
         Args:
             weight: of the layer's dense shape.
             moment: H (n_in, n_in), second moments of the layer's inputs; the unit matrix without.
+
+        Raises:
+            PredictionError: another shape, or not only finite numbers.
         """
+        n_in = self.cooked.n_in
+        for what, given, shape in (("weight", weight, self.cooked.shape), ("second moment", moment, (n_in, n_in))):
+            if given is None:
+                continue
+            if given.shape != shape:
+                raise PredictionError(f"a {what} of shape {tuple(given.shape)} for a layer where it is {shape}")
+            if given.is_meta or not given.isfinite().all():
+                raise PredictionError(f"a {what} without numbers, or with NaN or Inf, to project")
         wanted = weight.detach().reshape(self.cooked.n_out, -1).double()
         if self.is_low_rank:
             self.dictionary.copy_(build.leading_directions(wanted, self.cooked.n_support)[None])
@@ -115,10 +133,33 @@ class Predicted(nn.Module):
         if isinstance(found, Tensor) and found.dtype == torch.uint8:
             self._adopt(bytes(found.cpu().tolist()), prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        # load_state_dict(assign=True) takes a layer off the meta device, but for what no checkpoint holds
+        if self.dictionary.is_meta and not self.learned.is_meta and not self.cooked.stored:
+            self.dictionary = self._regenerated().to(self.learned)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Predicted:
+        """As any module; when `to_empty` takes the layer off the meta device, what is fixed is filled in."""
+        was_meta = self.recipe.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if was_meta and not self.recipe.is_meta:
+            self.recipe.copy_(_as_bytes(self.cooked))
+            if not self.cooked.stored:
+                self.dictionary.copy_(self._regenerated())
+        return self
+
+    def _regenerated(self) -> Tensor:
+        """D^T (J, n_support, n_in) as the recipe has it."""
+        return torch.from_numpy(self.cooked.regenerated().copy())
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise PredictionError(
+            "torch.jit.script cannot follow a layer that predicts its weights",
+            hint="merge a copy of the model first; torch.compile, torch.export and torch.jit.trace take it as it is",
+        )
 
     def _adopt(self, text: bytes, prefix: str) -> None:
         """Become a layer of that recipe, if it is one for a layer of this shape."""
-        if text == bytes(self.recipe.cpu().tolist()):
+        if not self.recipe.is_meta and text == bytes(self.recipe.cpu().tolist()):
             return
         try:
             recipe = Recipe.from_json(text)
@@ -135,7 +176,7 @@ class Predicted(nn.Module):
             self.learned.data = self.learned.new_empty(recipe.n_out, recipe.n_support)
         size = (recipe.groups, recipe.n_support, recipe.n_in)
         del self.dictionary
-        made = torch.empty(size) if recipe.stored else torch.from_numpy(recipe.regenerated().copy())
+        made = like.new_empty(size) if recipe.stored else self._regenerated()
         self._set_dictionary(made.to(like.device, like.dtype))
 
     def extra_repr(self) -> str:
@@ -182,9 +223,9 @@ class PredictedLinear(Predicted):
         super().__init__(wish, (out_features, in_features), bias=bias)
         self.in_features, self.out_features = in_features, out_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return functional.linear(x, self.weight, self.bias)
+        return functional.linear(input, self.weight, self.bias)
 
 
 class PredictedConv2d(Predicted):
@@ -199,6 +240,7 @@ class PredictedConv2d(Predicted):
 
     Raises:
         PredictionError: see `convert`.
+        ValueError: what `nn.Conv2d` refuses.
     """
 
     def __init__(
@@ -221,20 +263,23 @@ class PredictedConv2d(Predicted):
         orthonormal: bool = True,
         order: str = "filters",
     ) -> None:
-        if order not in ORDERS:
-            raise PredictionError(f"order {order!r} is not known", hint=f"one of {', '.join(ORDERS)}")
+        check_order(order)
         wish = build.Wish(dictionary, fraction, n_support, groups, seed, variant, supports, orthonormal)
-        super().__init__(wish, (out_channels, in_channels, *_pair(kernel_size)), bias=bias)
+        # torch's own layer knows which of these go together
+        like: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Conv2d, in_channels, out_channels, kernel_size, stride, padding, dilation, device="meta"
+        )
+        super().__init__(wish, tuple(like.weight.shape), bias=bias)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.padding, self.order = padding if isinstance(padding, str) else _pair(padding), order
+        self.kernel_size, self.stride, self.dilation = like.kernel_size, like.stride, like.dilation
+        self.padding, self.order = like.padding, order
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(n, in_channels, rows, columns) -> (n, out_channels, rows, columns)."""
         if self.order == "filters":
-            return functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+            return functional.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
         fixed = self.dictionary.reshape(-1, *self.cooked.shape[1:])
-        maps = functional.conv2d(x, fixed, None, self.stride, self.padding, self.dilation)
+        maps = functional.conv2d(input, fixed, None, self.stride, self.padding, self.dilation)
         groups, mixing = self.cooked.groups, self.learned[:, :, None, None]
         if self.cooked.n_out % groups == 0:
             return functional.conv2d(maps, mixing, self.bias, groups=groups)
@@ -243,8 +288,10 @@ class PredictedConv2d(Predicted):
         return out if self.bias is None else out + self.bias[:, None, None]
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def check_order(order: str) -> None:
+    """Raise PredictionError for what is no order of a convolution."""
+    if order not in ORDERS:
+        raise PredictionError(f"order {order!r} is not known", hint=f"one of {', '.join(ORDERS)}")
 
 
 def _as_bytes(recipe: Recipe) -> Tensor:

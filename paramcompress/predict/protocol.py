@@ -10,17 +10,19 @@ Shapes: inputs of a layer (n_samples, n_in), those of a convolution being patche
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramcompress.dictionaries.contract import Dictionary, FromData
+from paramcompress.dictionaries.contract import Dictionary
+from paramcompress.dictionaries.data import FromData
 from paramcompress.errors import PredictionError
 
-from .conversion import chosen_layers, named, predicted, replaced
+from .choosing import chosen_layers
+from .conversion import named, predicted, replaced
 from .layers import Predicted, PredictedConv2d
 
 _BATCH = 256
@@ -37,14 +39,14 @@ def layerwise(
     rate: float = 1e-3,
     n_samples: int = 20_000,
     groups: int = 10,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
     """Convert `model` in place from its first layer to its last, dictionaries that need data fitted on the way.
 
-    Layers are taken in the order in which the model registers them, which has to be that of its forward pass.
+    Layers are taken in the order in which the first batch reaches them.
 
     Args:
         model: takes a batch; convert what it gives back.
@@ -64,14 +66,15 @@ def layerwise(
     """
     seen = list(_inputs(batches))
     chosen = chosen_layers(model, dictionaries, include, exclude)
-    for number, (name, (layer, dictionary)) in enumerate(chosen.items()):
+    for number, name in enumerate(_as_reached(model, {name: layer for name, (layer, _) in chosen.items()}, seen[:1])):
+        layer, dictionary = chosen[name]
+        needed = isinstance(dictionary, FromData) and dictionary.data is None
+        if needed or pretrain_epochs:
+            samples = layer_inputs(model, name, seen, n_samples=n_samples, seed=seed + number)
         try:
-            needed = isinstance(dictionary, FromData) and dictionary.data is None
-            if needed or pretrain_epochs:
-                samples = layer_inputs(model, name, seen, n_samples=n_samples, seed=seed + number)
-                if needed:
-                    assert isinstance(dictionary, FromData)
-                    dictionary = dictionary.given(samples)
+            if needed:
+                assert isinstance(dictionary, FromData)
+                dictionary = dictionary.given(samples)
             made = predicted(
                 layer,
                 dictionary=dictionary,
@@ -84,11 +87,10 @@ def layerwise(
             raise named(error, name) from error
         if pretrain_epochs:
             pretrain(made, samples, epochs=pretrain_epochs, rate=rate, seed=seed + number)
-        model = replaced(model, name, made)
+        model = replaced(model, layer, made)
     return model
 
 
-@torch.no_grad()
 def layer_inputs(
     model: nn.Module, name: str, batches: Tensor | Iterable[Any], *, n_samples: int = 20_000, seed: int = 0
 ) -> Tensor:
@@ -98,30 +100,57 @@ def layer_inputs(
         n_samples: the same share of every batch is kept, at random.
 
     Raises:
-        PredictionError: the layer was not reached.
+        PredictionError: there is no such layer, or it was not reached.
     """
-    layer = model.get_submodule(name)
-    found: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, given: found.append(_rows(layer, given[0])))
-    training = {module: module.training for module in model.modules()}
+    layer = dict(model.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(layer, nn.Linear | nn.Conv2d | Predicted):
+        raise PredictionError(f"no linear layer or convolution is named {name!r}")
     generator = torch.Generator().manual_seed(seed)
     every = list(_inputs(batches))
     kept: list[Tensor] = []
-    try:
-        model.eval()
-        for batch in every:
-            model(batch.to(layer.weight.device if isinstance(layer.weight, Tensor) else "cpu"))
-            for rows in found:
-                some = torch.randperm(len(rows), generator=generator)[: -(-n_samples // len(every))]
-                kept.append(rows[some.to(rows.device)].float().cpu())
-            found.clear()
-    finally:
-        hook.remove()
-        for module, mode in training.items():
-            module.training = mode
+
+    def keep(_: str, given: Tensor) -> None:
+        rows = _rows(layer, given)
+        some = torch.randperm(len(rows), generator=generator, device="cpu")[: -(-n_samples // len(every))]
+        kept.append(rows[some.to(rows.device)].float().cpu())
+
+    _watch(model, {name: layer}, every, keep)
     if not kept:
         raise PredictionError(f"layer {name!r} was given nothing", hint="do the batches reach it?")
     return torch.cat(kept)[:n_samples]
+
+
+def _as_reached(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor]) -> list[str]:
+    """Names of the layers in the order in which batches reach them first; those never reached last, as they were."""
+    reached: dict[str, None] = {}
+    _watch(model, layers, batches, lambda name, _: reached.setdefault(name))
+    return [*reached, *(name for name in layers if name not in reached)]
+
+
+def _watch(
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Tensor], see: Callable[[str, Tensor], object]
+) -> None:
+    """Run batches through the model in eval mode, and have a look at what each of the layers is given."""
+
+    def seeing(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def look(_: nn.Module, given: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> None:
+            see(name, given[0] if given else next(iter(by_name.values())))
+
+        return look
+
+    hooks = [layer.register_forward_pre_hook(seeing(name), with_kwargs=True) for name, layer in layers.items()]
+    training = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                model(batch.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
 
 
 def pretrain(
@@ -145,7 +174,7 @@ def pretrain(
     lost = 0.0
     for _ in range(epochs):
         lost = 0.0
-        for some in torch.randperm(len(samples), generator=generator).split(batch):  # type: ignore[no-untyped-call]
+        for some in torch.randperm(len(samples), generator=generator, device="cpu").split(batch):  # type: ignore[no-untyped-call]
             x = samples[some].to(like)
             weight = layer.weight.reshape(len(layer.learned), -1)
             again = torch.sigmoid(functional.linear(x, weight, layer.bias)) @ weight + visible
@@ -164,7 +193,12 @@ def _inputs(batches: Tensor | Iterable[Any]) -> Iterable[Tensor]:
         yield from batches.split(_BATCH)  # type: ignore[no-untyped-call]
         return
     for batch in batches:
-        yield batch[0] if isinstance(batch, tuple | list) else batch
+        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if not isinstance(first, Tensor):
+            raise PredictionError(
+                f"a batch of type {type(batch).__name__}", hint="a batch is a tensor, or a tuple whose first entry is"
+            )
+        yield first
 
 
 def _rows(layer: nn.Module, given: Tensor) -> Tensor:
