@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from origin import origin
 
-from paramcompress import checkpoint, codec, container, entropy, layer, metrics, pipeline
+from paramcompress import checkpoint, codec, container, layer, metrics, pipeline
 from paramcompress.fit import factors, ranks, search, transforms
 
 RUNS = 15
@@ -36,8 +36,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "quantise": [(search.Search, "run")],
     "code": [(codec, "encode_factored")],
     "reconstruct": [(codec.Factors, "reconstruct"), (codec, "to_tensor")],
-    "measure and hash": [(metrics, "deviation"), (layer, "_crc")],
-    "decode": [(layer, "decode"), (entropy, "unpack")],
+    "measure and hash": [(metrics, "deviation"), (layer, "crc_of")],
+    "decode": [(codec, "decode_factored"), (layer, "decode")],
     "steer a tensor through all this": [
         (layer, "encode"),
         (layer, "fit"),
@@ -48,11 +48,10 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "open, plan, index, report": [
         (pipeline, "_open"),
         (pipeline._Job, "write"),
-        (pipeline, "_verify"),
+        (pipeline._Job, "read_back"),
         (pipeline, "squeeze"),
     ],
 }
-"""Both the encoder, to know what it promises, and verification reconstruct, measure and hash."""
 
 
 class StopWatch:

@@ -150,7 +150,7 @@ class MetricFit:
         """Quantised low-rank parts worth trying: nearest to the weight where its errors cost (a decomposition of the
         weight times a root of the metric, activation-aware)."""
         shape = self.weight.shape
-        if not self.effort.low_rank or min(shape) < LEAST_SIDE or len(self.metric.columns) > 1:
+        if not self.effort.fitted or min(shape) < LEAST_SIDE or len(self.metric.columns) > 1:
             return
         root = np.linalg.cholesky(self.metric.columns[0])
         worth = np.sqrt(self.metric.rows / self.metric.rows.mean())[:, None]

@@ -41,16 +41,16 @@ class Effort:
     """Weights on which candidates are compared."""
     tolerance: float
     """The squared error found may fall short of the limit by this share."""
-    low_rank: bool
-    """Whether low rank is tried unasked."""
+    fitted: bool
+    """Whether bases and low rank, which are fitted to a layer, are tried unasked."""
     thorough: bool = False
     """Whether half the rank that theory says is tried beside it."""
 
 
 EFFORTS = {
-    "fast": Effort(n_states=1, sample=1 << 12, tolerance=0.02, low_rank=False),
-    "default": Effort(n_states=8, sample=1 << 12, tolerance=0.02, low_rank=True),
-    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, low_rank=True, thorough=True),
+    "fast": Effort(n_states=1, sample=1 << 11, tolerance=0.02, fitted=False),
+    "default": Effort(n_states=8, sample=1 << 12, tolerance=0.02, fitted=True),
+    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, fitted=True, thorough=True),
 }
 
 
@@ -138,12 +138,13 @@ def _choose(
     transforms = [Transform.fitted(names[0], weight, layout)]
     sizes = [n_bytes(transforms[0], None) if len(names) > 1 else 0.0]
     for name in names[1:]:
-        if name == "patch" and asked is None and layout.kernel_size**2 > MOST_BASIS * sizes[0]:
+        may_pay = effort.fitted and layout.kernel_size**2 <= MOST_BASIS * sizes[0]
+        if name == "patch" and asked is None and not may_pay:
             continue
         transforms.append(Transform.fitted(name, weight, layout))
         sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
-    wanted = choice.rank != 0 and (effort.low_rank or bool(choice.rank) if asked is None else "lowrank" in asked)
+    wanted = choice.rank != 0 and (effort.fitted or bool(choice.rank) if asked is None else "lowrank" in asked)
     if not wanted:
         return best, None
     forced = choice.rank is not None or asked is not None

@@ -24,7 +24,7 @@ from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
-from paramcompress.fit.settle import STEP_POWER, settle, stretch_of, stride
+from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
 from paramcompress.jit import compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
@@ -131,7 +131,11 @@ def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: in
     """Scale classes that pay and nearly the right step, from a sample of x; `search` learns token costs on the way."""
     part = Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
     settled = settle(part, profile, search.target, search.gram, period)
-    step, search.stretch = settled.step, settled.stretch
+    search.stretch = settled.stretch
+    if search.trellis.n_states == 1 and not settled.is_sparse:
+        search.cost = prices.cost_table(settled.counts)
+        return settled.scales, settled.step
+    step = settled.step * TRELLIS_STEP
     for _ in range(2 if settled.is_sparse else 1):
         found = search.learn(part.x, part.of_scales(settled.scales), step)
         step = search.next_step(found)  # a lighter weight then brings the error below: as good as a finer step

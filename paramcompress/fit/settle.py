@@ -8,6 +8,7 @@ Shapes: x (n_columns, n_rows): a sample of the matrix, column after column, as t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from paramcompress.jit import compiled, compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import round_points
 
+TRELLIS_STEP = math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
+"""Times the step of the plain grid: that of a trellis at the same error."""
 SPARSE_STEP = 1.4
 """Times the step of high rate: above, hardly anything is stored. All contexts but the lowest would then be unused at
 the true step, classes are dear, and the prior is far."""
@@ -39,7 +42,9 @@ class Settled:
     scales: Scales
     """Of the whole matrix."""
     step: float
-    """At which the trellis should have about the error that is wanted."""
+    """At which the plain grid should have about the error that is wanted; that of a trellis has a longer one."""
+    counts: NDArray[np.int32]
+    """(N_CLASSES, 2, N_TOKENS): tokens of the sample on the plain grid."""
     stretch: float
     """Squared error of the weight / squared error of x."""
     is_sparse: bool
@@ -56,11 +61,11 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
     """
     price = prices.cost_table() * np.float32(prices.BIT_WEIGHT)
     sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
-    base, rows, columns, step, stretch, is_sparse = _settle(
+    base, rows, columns, step, counts, stretch, is_sparse = _settle(
         sample.x, sample.rows, sample.columns, *sides, profile.mean_square, target,
         np.zeros((0, 0)) if gram is None else gram, period, price, WALKS[1], prices.token_raw_bits(),
     )  # fmt: skip
-    return Settled(Scales(base, rows, columns), step, stretch, bool(is_sparse))
+    return Settled(Scales(base, rows, columns), step, counts, stretch, bool(is_sparse))
 
 
 def stride(ratio: float, power: float = STEP_POWER) -> float:
@@ -92,9 +97,10 @@ def _settle(
     gain, error = on_plain_grid(x, step, base, row_classes[at_rows], column_classes[at_columns], price, points)
     stretch = _stretch(x, points, gain, gram) if len(gram) else 1.0
     step *= _stride(target / max(stretch * error, 1e-30), STEP_POWER)
-    step *= np.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
-    is_sparse = step > SPARSE_STEP * live_step
+    trellis_step = step * TRELLIS_STEP
+    is_sparse = trellis_step > SPARSE_STEP * live_step
     grown = (len(rows) * len(columns)) / x.size
+    best_counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
     least, total, of_rows, of_columns = np.inf, 0.0, np.inf, np.inf
     for way in range(16 if is_sparse else 4):
         by_row, by_column = np.bool_(not way & 2), np.bool_(not way & 1)
@@ -103,7 +109,7 @@ def _settle(
         ):
             continue
         grid = np.int64(2 if way & 4 else 1)
-        class_step = live_step if way & 8 else step
+        class_step = live_step if way & 8 else trellis_step
         one = to_classes(*sides, class_step, live_step, by_row, by_column, grid)
         counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
         prices.count_tokens(points, one[0], one[1][at_rows], one[2][at_columns], walk, np.int64(1), counts)
@@ -114,7 +120,8 @@ def _settle(
         if bits < least:
             least = bits
             base, row_classes, column_classes = one
-    return base, row_classes, column_classes, step, stretch, is_sparse
+            best_counts[:] = counts
+    return base, row_classes, column_classes, step, best_counts, stretch, is_sparse
 
 
 @compiled
