@@ -1,0 +1,100 @@
+"""Classes and step from a sample: classes where loudness differs, none where it does not, a step that has the error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from paramcompress import prices
+from paramcompress.codec import Layout
+from paramcompress.fit import EFFORTS, Choice, fit
+from paramcompress.fit.sample import Sample
+from paramcompress.fit.scales import Profile
+from paramcompress.fit.settle import TRELLIS_STEP, Settled, on_plain_grid, settle
+from paramcompress.metrics import moments
+from paramcompress.quantize import quantize
+from paramcompress.trellis import TRELLISES
+
+
+def settled(x: NDArray[np.float32], share: float, gram: NDArray[np.float64] | None = None, period: int = 1) -> Settled:
+    target = share * float(np.square(x, dtype=np.float64).mean())
+    return settle(Sample.of_transposed(x, 1 << 13, period), Profile.of(x, target), target, gram, period)
+
+
+def noise(rng: np.random.Generator, n_columns: int, n_rows: int) -> NDArray[np.float32]:
+    return rng.standard_normal((n_columns, n_rows)).astype(np.float32)
+
+
+@pytest.mark.parametrize("loud", ["rows", "columns", "both", "neither"])
+def test_sides_have_classes_where_their_loudness_differs(loud: str, rng: np.random.Generator) -> None:
+    x = noise(rng, 300, 128)
+    if loud in ("rows", "both"):
+        x *= (2.0 ** rng.integers(-2, 3, 128)).astype(np.float32)
+    if loud in ("columns", "both"):
+        x *= (2.0 ** rng.integers(-2, 3, 300)).astype(np.float32)[:, None]
+    scales = settled(x, 0.02).scales
+    spread = [int(np.ptp(one[one >= 0])) for one in (scales.rows, scales.columns)]  # in half octaves
+    for found, name in zip(spread, ("rows", "columns"), strict=True):
+        assert found >= 4 if loud in (name, "both") else found <= 1
+
+
+@pytest.mark.parametrize("share", [0.003, 0.02])
+@pytest.mark.parametrize("n_states", [1, 8])
+def test_the_step_has_nearly_the_error(share: float, n_states: int, rng: np.random.Generator) -> None:
+    x = noise(rng, 400, 100) * (2.0 ** rng.normal(size=100)).astype(np.float32)
+    target = share * float(np.square(x, dtype=np.float64).mean())
+    found = settled(x, share)
+    step = found.step * (1 if n_states == 1 else TRELLIS_STEP)
+    points = quantize(x, found.scales, TRELLISES[n_states], prices.cost_table(), prices.BIT_WEIGHT, step=step)
+    product, square, energy = moments(x, points, np.zeros(1, np.int64), len(x))
+    assert 0.85 < (energy - product**2 / square) / x.size / target < 1.15
+
+
+def test_hardly_anything_stored_is_sparse(rng: np.random.Generator) -> None:
+    x = noise(rng, 200, 100)
+    assert not settled(x, 0.05).is_sparse
+    assert settled(x**5, 0.3).is_sparse
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_stretch_is_what_the_basis_does_to_errors(factor: float, rng: np.random.Generator) -> None:
+    x = noise(rng, 90, 64)
+    assert settled(x, 0.05, factor * np.eye(9), 9).stretch == pytest.approx(factor)
+    assert settled(x, 0.05).stretch == 1
+
+
+def test_counts_are_those_of_the_sample(rng: np.random.Generator) -> None:
+    """Every number that is not dead is counted once, so that the costs that `fast` works with are its own."""
+    x = noise(rng, 60, 50)
+    found = settled(x, 0.02)
+    assert found.counts.sum() == x.size
+    points = np.zeros(x.shape, np.int32)
+    price = prices.cost_table() * np.float32(prices.BIT_WEIGHT)
+    on_plain_grid(x, found.step, found.scales.base, found.scales.rows, found.scales.columns, price, points)
+    zeros = (points == 0).sum()
+    assert found.counts[:, 0, 0].sum() == pytest.approx(zeros, rel=0.1)
+
+
+def test_a_sample_is_a_part_of_the_matrix(rng: np.random.Generator) -> None:
+    x = noise(rng, 600, 300)
+    for sample, whole in ((Sample.of(x, 4096, 1), x), (Sample.of_transposed(x, 4096, 6), x.T)):
+        picked = whole[np.ix_(sample.rows, sample.columns)]
+        assert np.array_equal(sample.x, picked if whole is x else picked.T)
+        assert 2000 < sample.x.size < 8200
+    assert Sample.of(x, 100_000, 1).x.shape == x.shape
+    kernels = Sample.of_transposed(x, 4096, 6).columns.reshape(-1, 6)
+    assert (kernels % 6 == np.arange(6)).all(), "whole kernels"
+
+
+def test_fast_fits_no_basis_unasked(rng: np.random.Generator) -> None:
+    """Kernels of one shape each, at many loudnesses: nothing but a fitted basis suits them."""
+    shape = rng.standard_normal((9, 2)).astype(np.float32)
+    weight = (noise(rng, 64 * 32, 2) @ shape.T + 0.02 * noise(rng, 64 * 32, 9)).reshape(64, 32 * 9)
+    layout, error = Layout.of((64, 32, 3, 3)), 0.02 * float(np.square(weight).sum())
+    names = [
+        fit(weight, layout, error, EFFORTS[effort], choice, 0).dictionary
+        for effort, choice in (("fast", Choice()), ("default", Choice()), ("fast", Choice(dictionary="patch")))
+    ]
+    assert names[0] in ("none", "cosine")
+    assert names[1:] == ["patch", "patch"]
