@@ -53,6 +53,8 @@ _SUFFIX = ".squeezed.safetensors"
 REHEARSED_SHARE = 0.997
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
+AHEAD_BYTES = 1 << 24
+"""Of tensors that may be worked on or wait while an earlier one is not ready."""
 _LEAST_TWIN_BYTES = 1024
 """Tensors from this size on are stored once where several are equal."""
 
@@ -273,7 +275,9 @@ class _Job:
         entries: dict[str, Entry] = {}
         found: dict[str, tuple[metrics.Deviation | None, float | None]] = {}
         notes: dict[str, str] = {}
-        for info, made in zip(tensors, _in_order(encode, tensors, self.workers), strict=True):
+        for info, made in zip(
+            tensors, _in_order(encode, tensors, self.workers, lambda info: info.n_bytes), strict=True
+        ):
             if made is None:
                 entry = _same(entries[info.alias_of or ""], info.name, tied=True)
                 stream = b""
@@ -347,7 +351,9 @@ class _Job:
                     raise VerificationError(path, entry.name, str(error), "the weights that were encoded") from error
 
             pairs = list(zip(self.entries, reader.index.entries, strict=True))
-            for (entry, _), _ in zip(pairs, _in_order(compare, pairs, self.workers), strict=True):
+            for (entry, _), _ in zip(
+                pairs, _in_order(compare, pairs, self.workers, lambda pair: pair[0].n_bytes), strict=True
+            ):
                 tell(_info(entry, None))
 
     def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
@@ -455,7 +461,12 @@ def expand(
         infos = [_info(entry, dtype) for entry in index.entries]
         wanted = [info for info in infos if info.alias_of is None]
         tell = _counter(infos, progress)
-        decoded = _in_order(lambda info: (info, _cast(squeezed.get_tensor(info.name), dtype)), wanted, workers)
+        decoded = _in_order(
+            lambda info: (info, _cast(squeezed.get_tensor(info.name), dtype)),
+            wanted,
+            workers,
+            lambda info: info.n_bytes,
+        )
         ahead: dict[str, Tensor] = {}
 
         def load(name: str) -> Tensor:
@@ -567,7 +578,7 @@ def load_file(
     _check_device(device)
     with open_file(path, max_bytes=max_bytes) as squeezed:
         entries = [entry for entry in squeezed.index.entries if not entry.tied]
-        decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers)
+        decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers, _expanded_bytes)
         found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
         return {
             entry.name: found[entry.same_as or ""] if entry.tied else found[entry.name]
@@ -657,7 +668,7 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
             return found
 
         measured = {}
-        for entry, found in zip(entries, _in_order(measure, entries, workers), strict=True):
+        for entry, found in zip(entries, _in_order(measure, entries, workers, _expanded_bytes), strict=True):
             measured[entry.name] = found
             tell(_info(entry, None))
     if original is None:
@@ -673,22 +684,30 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
 # ------------------------------------------------------------------------------------------- helpers
 
 
-def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """work(item) of every item, in order, by `workers` threads with at most one result waiting for each."""
+def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int, n_bytes: Callable[[T], int]) -> Iterator[R]:
+    """work(item) of every item, in order, by `workers` threads.
+
+    They run ahead of the oldest result that is not there yet by AHEAD_BYTES of items, and by one for each of them in
+    any case: else all would wait for one large layer, between which and the next are only a few small tensors.
+    """
     if workers == 1:
         yield from map(work, items)
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[R]] = deque()
+        waiting: deque[tuple[Future[R], int]] = deque()
+        ahead = 0
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
+                waiting.append((pool.submit(work, item), n_bytes(item)))
+                ahead += waiting[-1][1]
+                while len(waiting) > workers and ahead > AHEAD_BYTES:
+                    future, size = waiting.popleft()
+                    ahead -= size
+                    yield future.result()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
-            for future in waiting:
+            for future, _ in waiting:
                 future.cancel()
 
 
@@ -701,7 +720,11 @@ def _loudness(tensors: Iterable[TensorInfo], checkpoint: Checkpoint, workers: in
         return info.name, norm / math.sqrt(max(_n_weights(info), 1))
 
     matrices = (info for info in tensors if plan.is_matrix(info.shape) and info.dtype in layer.FLOATS)
-    return {name: rms for name, rms in _in_order(measure, matrices, workers) if math.isfinite(rms)}
+    return {
+        name: rms
+        for name, rms in _in_order(measure, matrices, workers, lambda info: info.n_bytes)
+        if math.isfinite(rms)
+    }
 
 
 def one_torch_thread() -> contextlib.AbstractContextManager[None]:
@@ -848,6 +871,10 @@ def _notes(about: Mapping[str, Any], layers: Iterable[LayerReport]) -> tuple[str
 
 def _n_weights(info: TensorInfo) -> int:
     return info.n_bytes // torch_dtype(info.dtype).itemsize
+
+
+def _expanded_bytes(entry: Entry) -> int:
+    return _info(entry, None).n_bytes
 
 
 def _info(entry: Entry, dtype: str | None) -> TensorInfo:
