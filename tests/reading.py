@@ -145,8 +145,8 @@ def measured(folder: Path, rng: np.random.Generator) -> tuple[Path, dict[str, to
             torch.nn.Embedding(5, 16), torch.nn.Conv1d(4, 4, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(56, 3)
         )
     moments = calibrate(model, [torch.from_numpy(rng.integers(0, 5, (8, 4)))], widest=20)
-    moments.save(folder / "stats.safetensors")
-    return folder / "stats.safetensors", model.state_dict()
+    moments.save(folder / "stats")
+    return folder / "stats", model.state_dict()
 
 
 def seeds(folder: Path) -> dict[str, list[tuple[Path, Mutate, Callable[[Path], None]]]]:
