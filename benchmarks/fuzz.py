@@ -2,14 +2,15 @@
 
     python benchmarks/fuzz.py TARGET [SECONDS] [FOLDER]
 
-TARGET is header, index, factored, exact, torch, legacy or safetensors. Begins with small honest inputs, keeps what
-reaches new lines in FOLDER if one is given, and ends with an error at the first exception that is not the package's
-own. Checksums are put right, so that the search is not spent on guessing them.
+TARGET is header, index, factored, exact, torch, stats, legacy or safetensors. Begins with small honest inputs, keeps
+what reaches new lines in FOLDER if one is given, and ends with an error at the first exception that is not the
+package's own. Checksums are put right, so that the search is not spent on guessing them.
 Compiled loops are not instrumented: they are run, and a crash in one ends the process.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import zlib
@@ -36,7 +37,7 @@ LOOPS = [
 
 with atheris.instrument_imports(include=["paramcompress"], exclude=LOOPS):
     import reading
-    from forging import Forged, torch_zip, unzip
+    from forging import Forged, safetensors_bytes, torch_zip, unzip
 
     from paramcompress import container
     from paramcompress.container import Reader
@@ -68,8 +69,6 @@ def header(folder: Path) -> tuple[Target, list[bytes]]:
 
 def index(folder: Path) -> tuple[Target, list[bytes]]:
     """The JSON text of the index, in a file that is right otherwise; then all that the file is asked."""
-    import json
-
     forged = {path: Forged.of(path) for path in sorted(folder.glob("*.safetensors"))}
     place = folder / "fuzzed"
 
@@ -124,6 +123,24 @@ def torch(folder: Path) -> tuple[Target, list[bytes]]:
     return read, [pickled]
 
 
+def stats(folder: Path) -> tuple[Target, list[bytes]]:
+    """The metadata and then the numbers of a file of second moments, which then guide a squeeze."""
+    honest, tensors = reading.measured(folder, np.random.default_rng(0))
+    raw = honest.read_bytes()
+    n_header = int.from_bytes(raw[:8], "little")
+    header, numbers = json.loads(raw[8 : 8 + n_header]), raw[8 + n_header :]
+    ((key, text),) = header["__metadata__"].items()
+    place = folder / "fuzzed"
+
+    def read(data: bytes) -> None:
+        described = data[: -len(numbers)] if len(data) > len(numbers) else text.encode()
+        header["__metadata__"][key] = described.decode("utf-8", "replace")
+        place.write_bytes(safetensors_bytes(header, data[-len(numbers) :].rjust(len(numbers), b"\0")))
+        reading.outcome(lambda: reading.read_moments(place, tensors))
+
+    return read, [text.encode() + numbers]
+
+
 def _whole(name: str, make: Callable[[Path], bytes]) -> Callable[[Path], tuple[Target, list[bytes]]]:
     def target(folder: Path) -> tuple[Target, list[bytes]]:
         place = folder / name
@@ -138,7 +155,7 @@ def _whole(name: str, make: Callable[[Path], bytes]) -> Callable[[Path], tuple[T
 
 
 TARGETS: dict[str, Callable[[Path], tuple[Target, list[bytes]]]] = {
-    **{one.__name__: one for one in (header, index, factored, exact, torch)},
+    **{one.__name__: one for one in (header, index, factored, exact, torch, stats)},
     "legacy": _whole("fuzzed.pt", lambda folder: (folder / "legacy.pt").read_bytes()),
     "safetensors": _whole("fuzzed.st", lambda folder: (folder / "shards" / "a.safetensors").read_bytes()),
 }

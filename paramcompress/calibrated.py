@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from paramcompress import layer, metrics
 from paramcompress.calibration import canonical_names, every_module_called, second_moment, tensors_of
 from paramcompress.checkpoint import TensorInfo
-from paramcompress.codec import FACTORED, Factors, Layout
+from paramcompress.codec import FACTORED, Factors, Layout, to_tensor
 from paramcompress.errors import CalibrationError
 from paramcompress.fit import Effort
 from paramcompress.inputs import Args, is_known, products
@@ -129,11 +129,12 @@ class Calibrated:
             fit.choose_dictionary(self.price(min(aim.level or 1.0, TYPICAL_LEVEL)))
         if aim.level > 0:
             return fit.at(self.price(aim.level))
-        weight, moment = fit.weight.astype(np.float64), self.moments.layers[name]
+        weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]
 
         def excess(found: Factors) -> float:
-            """Largest squared error, in squares of its limit."""
-            squeezed = found.reconstruct()
+            """Largest squared error, in squares of its limit, of what comes back in the tensor's own dtype."""
+            decoded = to_tensor(found.reconstruct(), tuple(tensor.shape), tensor.dtype)
+            squeezed = decoded.double().reshape(weight.shape).numpy()
             over = 0.0
             if aim.output_error is not None:
                 over = (_output_error(moment, weight, squeezed) / max(aim.output_error, 1e-9)) ** 2
@@ -387,7 +388,8 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
     """Costs in squared relative change of the model's output; where that is not known, of the layer's own."""
     columns = moment.columns
     if moment.sensitivity is None or not moment.sensitivity.any():
-        return Metric(moment.rows / max(moment.output_energy(weight), 1e-300), columns)
+        energy = moment.output_energy(weight)
+        return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns)
     trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
     rows = moment.sensitivity + (ROW_DOUBT * moment.sensitivity.mean() if np.ptp(moment.rows) > 0 else 0.0)
     return Metric(rows, columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1)))

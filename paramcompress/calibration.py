@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
 from paramcompress.inputs import Args, is_known, products
-from paramcompress.moments import Moment, SecondMoments
+from paramcompress.moments import WIDEST, Moment, SecondMoments
 
 N_PROBES = 4
 """Random directions of the output, for each batch."""
-WIDEST = 4096
-"""Columns up to which a weight gets its whole matrix, of 8 * columns**2 bytes; wider ones get the diagonal."""
 _AT_A_TIME = 4096
 """Vectors multiplied in float32 before their sum is added in float64."""
 _NOT_NUMBERS = "holds NaN or Inf"
@@ -83,6 +81,12 @@ def calibrate(
         raise CalibrationError("there are no batches to calibrate with", hint="an iterator is empty once it was used")
     per_energy = 1 / (n_probes * energy) if n_probes and energy > 0 else 0.0
     sensitivity = {name: squares * per_energy for name, squares in heeded.items()} if per_energy else {}
+    if lost := [name for name, squares in sensitivity.items() if not np.isfinite(squares).all()]:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        notes.append(
+            f"gradients at {', '.join(lost[:3])}{more} are not finite: what the output heeds is not known there"
+        )
+        sensitivity = {name: squares for name, squares in sensitivity.items() if name not in lost}
     layers, shapes = gathered.moments(sensitivity)
     vectors = {name: float(squares.mean()) for name, squares in sensitivity.items() if name not in layers}
     vectors.update(_of_statistics(model, sensitivity))

@@ -30,7 +30,8 @@ from paramcompress.trellis import Trellis, columns_per_chain
 
 _BLOCK = 64
 """Columns between two matrix products: within a block errors are carried one by one, beyond it all at once."""
-_FAR = 1e30
+_FAR = np.inf
+"""Cost of what no path leads to: above every cost, for metrics and numbers come from files of strangers."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, poin
     path = np.full(n_states, _FAR)
     after = np.empty(n_states)
     path[start] = 0.0
-    came_from = np.empty((n, n_states), np.int8)
-    chosen = np.empty((n, n_states), np.int32)
+    came_from = np.zeros((n, n_states), np.int8)  # filled, or a cost that is no number would lead out of them
+    chosen = np.zeros((n, n_states), np.int32)
     least = np.empty((2, 2))
     best = np.empty((2, 2), np.int64)
     for i in range(n):

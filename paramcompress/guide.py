@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paramcompress import metrics
+from paramcompress import layer, metrics
 from paramcompress.adam import moments_of_optimizer
 from paramcompress.calibrated import Aim, Budget, Calibrated, check_model
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import Checkpoint, TensorInfo
 from paramcompress.errors import ConfigError, VerificationError
 from paramcompress.fit import Effort
-from paramcompress.layer import FLOATS, Piece
+from paramcompress.layer import FLOATS, Piece, Setting
 from paramcompress.moments import SecondMoments
 from paramcompress.plan import Plan
 from paramcompress.records import Override
@@ -55,8 +55,15 @@ class Guide:
         return Aim(level=level) if self.for_size else self.limits
 
     def encode(self, info: TensorInfo, tensor: Tensor, level: float) -> Piece | None:
-        """Stream and entry of a tensor; None for one that data have no say in."""
-        return self.calibrated.encode(info, tensor, self.aim(level))
+        """Stream and entry of a tensor; None for one that data have no say in.
+
+        Where no factors keep the limit on a layer's output, it is exact: a limit on its weights would not do.
+        """
+        job = self.calibrated
+        piece = job.encode(info, tensor, self.aim(level))
+        if piece is None and self.limits.output_error is not None and info.name in job.fits:
+            return layer.encode(info, tensor, Setting(0.0), job.effort, job.seed, job.device)
+        return piece
 
     def check(self, file: Path, name: str, weight: Tensor, decoded: Tensor) -> float | None:
         """Relative error of what a layer gives, measured on the decoded weight; None for one that data say nothing of.

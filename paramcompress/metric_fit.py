@@ -45,6 +45,8 @@ N_PASSES = 4
 """Times that every column is chosen again."""
 FLOOR = 0.01
 """Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
+FINEST = 2.0**24
+"""Steps that the largest number may have: float32 tells no more apart."""
 RANKS = (2, 8, 32)
 """Of low-rank parts that are tried."""
 LEAST_SIDE = 16
@@ -177,6 +179,7 @@ class MetricFit:
         bits = one.worth / price  # a unit of squared error costs, for a metric of 1
         worth = Worth(bits, metric)
         step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(worth.pivots).mean())))
+        step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
         trellis = TRELLISES[self.effort.n_states]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ VERSION = 1
 """Of the layout of the file."""
 _KEY = "paramcompress_moments"
 """Metadata key of the file: JSON with version, inputs and notes."""
+WIDEST = 4096
+"""Columns up to which a weight gets its whole matrix, of 8 * columns**2 bytes; wider ones get the diagonal."""
+_LARGEST = float(np.finfo(np.float32).max)
+_MOST_AXES = 64
+_ROUNDING = 1e-3
+"""Of the mean diagonal: least eigenvalue that may stand for 0. float32 takes 6e-8 of it for each column."""
 
 
 @dataclass
@@ -111,30 +118,31 @@ class SecondMoments:
         """Read what `save` wrote.
 
         Raises:
-            CalibrationError: another kind of file, or a damaged one. CheckpointError: it cannot be opened.
+            CalibrationError: another kind of file, a damaged one, or numbers that are no moments. CheckpointError: it
+            cannot be opened.
+
+        Cost: O(n_columns^3) for each matrix; memory is twice the file's.
         """
         with open_checkpoint(Path(path)) as file:
             try:
                 about = json.loads(_metadata(file.tree)[_KEY])
-                shapes = {name: tuple(map(int, shape)) for name, shape in about["shapes"].items()}
-                found = {info.name: file.load(info.name).double().numpy() for info in file.tensors}
-                layers = {
-                    name: Moment(found[f"{name}.columns"], found[f"{name}.rows"], found.get(f"{name}.sensitivity"))
-                    for name in shapes
-                }
-                vectors = {name: float(value) for name, value in about["vectors"].items()}
-                version, n_batches, notes = about["version"], int(about["n_batches"]), tuple(about["notes"])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                version, loaded = about["version"], _described(about)
+                infos = {info.name: info for info in file.tensors}
+                wrong = [name for name, shape in loaded.shapes.items() if not _fits(infos, name, Layout.of(shape))]
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
                 raise CalibrationError(
                     f"{path}: found no second moments in it", hint="write them with paramcompress calibrate"
                 ) from error
-        if version != VERSION:
-            raise CalibrationError(f"{path}: second moments of version {version}, expected {VERSION}")
-        loaded = cls(layers, shapes, vectors, n_batches, notes)
-        for name, moment in layers.items():
-            layout = Layout.of(shapes[name])
-            if not _fits(moment, layout):
-                raise CalibrationError(f"{path}: the moments of {name!r} do not fit its shape {shapes[name]}")
+            if version != VERSION:
+                raise CalibrationError(f"{path}: second moments of version {version}, expected {VERSION}")
+            for name in wrong:
+                raise CalibrationError(f"{path}: the moments of {name!r} do not fit its shape {loaded.shapes[name]}")
+            for name in loaded.shapes:
+                parts = [f"{name}.{part}" for part in ("columns", "rows", "sensitivity")]
+                moment = Moment(*(file.load(part).double().numpy() for part in parts if part in infos))
+                if not _are_means_of_squares(moment):
+                    raise CalibrationError(f"{path}: the moments of {name!r} are no means of squares")
+                loaded.layers[name] = moment
         return loaded
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -144,7 +152,7 @@ class SecondMoments:
             CalibrationError: they are another model's; the message lists the first weights that differ.
         """
         wrong = [
-            f"{name} ({'missing' if name not in shapes else f'{shapes[name]} there'}, {shape} in the moments)"
+            f"{name!r} ({'missing' if name not in shapes else f'{shapes[name]} there'}, {shape} in the moments)"
             for name, shape in self.shapes.items()
             if shapes.get(name) != shape
         ]
@@ -156,18 +164,63 @@ class SecondMoments:
             )
 
 
-def _fits(moment: Moment, layout: Layout) -> bool:
-    columns = moment.columns
+def _described(about: Any) -> SecondMoments:
+    """What the metadata of a file says, no moment read yet. KeyError, TypeError, ValueError and the like for others."""
+    version, n_batches, notes = about["version"], about["n_batches"], tuple(about["notes"])
+    shapes = {name: tuple(shape) for name, shape in about["shapes"].items()}
+    vectors = {name: float(value) for name, value in about["vectors"].items()}
+    if not all(type(number) is int and number >= 0 for number in (version, n_batches)):
+        raise ValueError("a count is none")
+    if not all(len(shape) <= _MOST_AXES and all(_is_size(size) for size in shape) for shape in shapes.values()):
+        raise ValueError("a shape is none")
+    if not all(0 <= value <= _LARGEST for value in vectors.values()):  # NaN is not, either
+        raise ValueError("a sensitivity is no mean of squares")
+    if not all(isinstance(note, str) for note in notes):
+        raise ValueError("a note is no text")
+    return SecondMoments({}, shapes, vectors, n_batches, notes)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
+    """Whether the tensors of a file are moments of such a weight, their numbers aside. KeyError where one is missing.
+
+    Diagonals of several groups are those of wide weights: as matrices they take n_columns times the memory.
+    """
+    columns, rows, sensitivity = infos[f"{name}.columns"], infos[f"{name}.rows"], infos.get(f"{name}.sensitivity")
+    n_groups, *sides = columns.shape or (0,)
     return (
-        columns.ndim in (2, 3)
-        and set(columns.shape[1:]) == {layout.n_columns}
-        and len(columns) > 0
-        and layout.n_rows % len(columns) == 0
-        and moment.rows.shape == (layout.n_rows,)
-        and (moment.sensitivity is None or moment.sensitivity.shape == (layout.n_rows,))
-        and bool(np.isfinite(columns).all())
-        and bool((moment.rows >= 0).all())
+        {info.dtype for info in (columns, rows, sensitivity) if info is not None} == {"float32"}
+        and len(sides) in (1, 2)
+        and set(sides) == {layout.n_columns}
+        and n_groups > 0
+        and layout.n_rows % n_groups == 0
+        and (n_groups == 1 or len(sides) == 2 or layout.n_columns > WIDEST)
+        and all(info is None or info.shape == (layout.n_rows,) for info in (rows, sensitivity))
     )
+
+
+def _are_means_of_squares(moment: Moment) -> bool:
+    """Whether the numbers can be what they are said to be: finite, not negative, matrices as those of E[x x^T] are."""
+    columns = moment.columns
+    diagonal = columns if moment.is_diagonal else np.einsum("gjj->gj", columns)
+    means = [diagonal, moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
+    if not all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means):
+        return False
+    if moment.is_diagonal or columns.size == 0:
+        return True
+    mean = float(diagonal.mean())
+    if mean == 0:
+        return not columns.any()
+    if not np.isfinite(columns).all() or np.abs(columns - columns.transpose(0, 2, 1)).max() > _ROUNDING * mean:
+        return False
+    try:
+        np.linalg.cholesky(columns / mean + _ROUNDING * np.eye(columns.shape[1]))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _metadata(tree: object) -> dict[str, str]:

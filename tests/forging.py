@@ -333,3 +333,91 @@ def mutate_safetensors(rng: np.random.Generator, honest: bytes) -> bytes:
         return safetensors_bytes(mutate_bytes(rng, text), data)
     header = mutate_json(rng, json.loads(text))
     return safetensors_bytes(header, mutate_bytes(rng, data) if kind == 2 else data)
+
+
+# ------------------------------------------------------------------------------------------- second moments
+
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1, "F8_E8M0": 1, "C64": 8}
+"""Bytes of a number, by the names that safetensors has for its dtypes."""
+MOMENTS = (
+    0.0, -0.0, -1.0, 1.0, 0.5, 1e-45, 1e-38, 1e-30, 1e-12, 1e12, 1e30, 3e38, -3e38, np.nan, np.inf, -np.inf,
+)  # fmt: skip
+"""What may stand in place of a mean square."""
+
+
+def mutate_moments(rng: np.random.Generator, honest: bytes) -> bytes:
+    """A file of second moments that is wrong in what it says of them, in their names, dtypes, shapes or numbers."""
+    kind = int(rng.integers(0, 12))
+    if kind == 0:
+        return mutate_safetensors(rng, honest)
+    n_header = int.from_bytes(honest[:8], "little")
+    header, data = json.loads(honest[8 : 8 + n_header]), honest[8 + n_header :]
+    metadata = header.pop("__metadata__")
+    (key,) = metadata
+    tensors = {name: (one["dtype"], one["shape"], data[slice(*one["data_offsets"])]) for name, one in header.items()}
+    name, other = (sorted(tensors)[i] for i in rng.integers(0, len(tensors), 2).tolist())
+    if kind == 1:
+        metadata[key] = mutate_bytes(rng, metadata[key].encode()).decode("utf-8", "replace")
+    elif kind in (2, 3):
+        metadata[key] = json.dumps(mutate_json(rng, json.loads(metadata[key]), 2))
+    elif kind == 4:
+        tensors[other] = tensors.pop(name)
+    elif kind == 5:
+        tensors[f"{name}{VALUES[int(rng.integers(len(VALUES)))]}"] = tensors[name]
+    elif kind == 6:
+        tensors[name] = _as_another_dtype(rng, tensors[name])
+    elif kind == 7:
+        dtype, shape, content = tensors[name]
+        n = len(content) // SIZES[dtype]
+        shapes = [
+            [n],
+            [1, n],
+            [n, 1],
+            [1, 1, n],
+            shape[::-1],
+            [1, *shape],
+            [*shape, 1],
+            shape[1:] if shape[:1] == [1] else shape,
+        ]
+        tensors[name] = (dtype, shapes[int(rng.integers(len(shapes)))], content)
+    else:
+        for one in sorted({name, other}):
+            dtype, shape, content = tensors[one]
+            tensors[one] = (dtype, shape, _other_numbers(rng, np.frombuffer(content, "<f4").reshape(shape)))
+    at = 0
+    header = {"__metadata__": metadata}
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at := at + len(content)]}
+    return safetensors_bytes(header, b"".join(content for _, _, content in tensors.values()))
+
+
+def _as_another_dtype(rng: np.random.Generator, tensor: tuple[str, list[int], bytes]) -> tuple[str, list[int], bytes]:
+    """As many numbers of another dtype, whatever they then are."""
+    dtype, shape, content = tensor
+    other = sorted(SIZES)[int(rng.integers(len(SIZES)))]
+    n = len(content) // SIZES[dtype] * SIZES[other]
+    return other, shape, (content * 8)[:n]
+
+
+def _other_numbers(rng: np.random.Generator, values: np.ndarray) -> bytes:
+    """float32 moments, one of them or all changed: set, scaled, negated, no longer symmetric, no longer definite."""
+    out = values.copy()
+    value = np.float32(MOMENTS[int(rng.integers(len(MOMENTS)))])
+    kind = int(rng.integers(0, 6))
+    with np.errstate(all="ignore"):
+        if kind == 0:
+            out.reshape(-1)[int(rng.integers(out.size))] = value
+        elif kind == 1:
+            out[:] = value
+        elif kind == 2:
+            out *= value
+        elif kind == 3:
+            out[:] = np.flip(out, -1)
+        elif kind == 4:
+            out[..., int(rng.integers(out.shape[-1]))] = value
+        elif out.ndim == 3:  # a matrix whose row and column agree, as in an honest one
+            i = int(rng.integers(out.shape[-1]))
+            out[:, i, :] = out[:, :, i] = value
+        else:
+            out[:] = rng.standard_normal(out.shape) * value
+    return out.tobytes()

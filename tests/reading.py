@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from forging import Forged, mutate_json, mutate_safetensors, mutate_squeezed, mutate_torch
+from forging import Forged, mutate_json, mutate_moments, mutate_safetensors, mutate_squeezed, mutate_torch
 from helpers import gaussian, low_rank, mixed_scales, smooth_kernels
 
 import paramcompress
 from paramcompress import anatomy, report
+from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import open_checkpoint, write_checkpoint
 from paramcompress.errors import ParamCompressError
 
@@ -68,6 +69,15 @@ def read_checkpoint(path: Path) -> None:
             checkpoint.load,
             kind="torch",
         )
+
+
+def read_moments(
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Squeeze tensors by a file of second moments, to a target of every kind."""
+    for target in ({"target_size": 1200}, {"max_output_error": 0.1}, {"max_rel_error": 0.1}):
+        paramcompress.squeeze(tensors, path.with_name("guided"), stats=path, effort="fast", force=True, **target)
 
 
 # ------------------------------------------------------------------------------------------- honest files
@@ -127,6 +137,18 @@ def sharded_folder(folder: Path, rng: np.random.Generator) -> Path:
     return folder
 
 
+def measured(folder: Path, rng: np.random.Generator) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Second moments of a small net, in groups, of an embedding, and only their diagonal; with its tensors."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Embedding(5, 16), torch.nn.Conv1d(4, 4, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(56, 3)
+        )
+    moments = calibrate(model, [torch.from_numpy(rng.integers(0, 5, (8, 4)))], widest=20)
+    moments.save(folder / "stats")
+    return folder / "stats", model.state_dict()
+
+
 def seeds(folder: Path) -> dict[str, list[tuple[Path, Mutate, Callable[[Path], None]]]]:
     """By kind of file, the honest ones: where the mutated one is to be written, what mutates it, what reads it."""
     import safetensors.torch
@@ -164,4 +186,7 @@ def seeds(folder: Path) -> dict[str, list[tuple[Path, Mutate, Callable[[Path], N
             read_checkpoint,
         )
     ]
+    honest, tensors = measured(folder, rng)
+    data = honest.read_bytes()
+    files["stats"] = [(one, lambda rng: mutate_moments(rng, data), lambda path: read_moments(path, tensors))]
     return files

@@ -330,7 +330,7 @@ def test_other_files_are_no_moments(tmp_path: Path) -> None:
 
 def test_moments_of_another_model_are_refused() -> None:
     moments = calibrate(small_net(), [inputs(9, 4)])
-    with pytest.raises(CalibrationError, match=r"0\.weight \(missing, \(6, 4\) in the moments\)"):
+    with pytest.raises(CalibrationError, match=r"'0\.weight' \(missing, \(6, 4\) in the moments\)"):
         moments.check({"2.weight": (3, 6)}, "model.pt")
     with pytest.raises(CalibrationError, match=r"another model than model\.pt"):
         moments.check({"0.weight": (6, 5), "2.weight": (3, 6)}, "model.pt")

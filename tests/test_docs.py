@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINNED = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
 NAMES = [command.__name__ for command in COMMANDS]
 EXIT_CODES = [0, 1, 2, 3, 4, 70, 130]
 
@@ -53,6 +55,7 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
 # ---- command line
 
 
+@pytest.mark.skipif(metadata.version("typer") != PINNED["typer"], reason="another version of typer writes it otherwise")
 def test_the_reference_is_up_to_date() -> None:
     """If not: python docs/make_cli.py."""
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == make_cli().render()
@@ -148,9 +151,8 @@ def test_every_dependency_is_explained_and_pinned() -> None:
     for extra, requirements in extras.items():
         explained = {name: bounds.strip("`") for which, name, bounds, _ in rows["Extras"] if which == f"`{extra}`"}
         assert explained == declared(requirements)
-    pinned = re.findall(r"^([\w-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     direct = [*declared(PROJECT["dependencies"]), *(name for one in extras.values() for name in declared(one))]
-    assert sorted(pinned) == sorted(direct)
+    assert sorted(PINNED) == sorted(direct)
 
 
 # ---- README

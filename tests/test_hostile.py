@@ -58,7 +58,9 @@ def asked(*args: str | Path) -> tuple[int, str]:
 # ------------------------------------------------------------------------------------------- mutations
 
 
-@pytest.mark.parametrize(("kind", "n"), [("squeezed", 1500), ("safetensors", 1500), ("sharded", 400), ("torch", 300)])
+@pytest.mark.parametrize(
+    ("kind", "n"), [("squeezed", 1500), ("safetensors", 1500), ("sharded", 400), ("torch", 300), ("stats", 100)]
+)
 def test_mutated_files_find_own_errors_only(kind: str, n: int, tmp_path: Path) -> None:
     """Structure-aware: checksums are right, so that what is wrong gets to decoders. `benchmarks/guarantees.py` reads a
     million of them; these are others."""

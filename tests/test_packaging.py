@@ -79,7 +79,14 @@ def test_the_sdist_holds_what_tests_and_documents_need(built: dict[str, Path]) -
     wanted = {
         name for name in wanted if "__pycache__" not in name and "_cache/" not in name and ".squeezed." not in name
     }
-    assert names >= sources() | wanted | {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "constraints.txt"}
+    assert names >= sources() | wanted | {
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "constraints.txt",
+        ".ci/run",
+    }
     assert not {name for name in names if name.endswith((".pyc", ".nbi", ".nbc"))}
 
 

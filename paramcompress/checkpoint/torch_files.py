@@ -203,6 +203,8 @@ def tensor_bytes(tensor: Tensor, info: TensorInfo) -> memoryview:
     """The values of `tensor` as they stand in a file. ValueError if it is not what `info` says."""
     if tensor.dtype != torch_dtype(info.dtype) or tuple(tensor.shape) != info.shape:
         raise ValueError(f"tensor {info.name!r}: found {tensor.dtype} {tuple(tensor.shape)}, expected {info}")
+    if tensor.numel() == 0:  # those that come from numpy have strides of 0, of which there is no such view
+        return memoryview(b"")
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
