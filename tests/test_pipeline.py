@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -958,3 +959,42 @@ def test_progress_counts_every_byte() -> None:
 
 def test_reserved_names_are_what_the_container_says() -> None:
     assert (container.RESERVED, container.SUFFIX) == ("paramcompress.", ".squeezed")
+
+
+# ---- workers
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_order_and_workers_run_ahead_of_a_slow_one(workers: int) -> None:
+    """While the first item is not ready, the others go on as far as AHEAD_BYTES reach; one each always may."""
+    n_bytes = pipeline.AHEAD_BYTES // 8
+    started: list[int] = []
+    enough = threading.Event()
+
+    def work(item: int) -> int:
+        started.append(item)
+        if len(started) == 8:
+            enough.set()
+        if item == 0 and workers > 1:
+            assert enough.wait(30), "nobody ran ahead"
+        return -item
+
+    found = []
+    for result in pipeline._in_order(work, range(40), workers, lambda _: n_bytes):
+        found.append(result)
+        assert len(started) <= len(found) + 8 + workers
+    assert found == [-item for item in range(40)]
+
+
+def test_an_error_ends_the_work_that_has_not_begun() -> None:
+    started = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 3:
+            raise Stop
+        return item
+
+    with pytest.raises(Stop):
+        list(pipeline._in_order(work, range(1000), 2, lambda _: pipeline.AHEAD_BYTES))
+    assert len(started) < 20
