@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from origin import origin
 
-from paramcompress import checkpoint, codec, container, layer, metrics, pipeline
+from paramcompress import checkpoint, codec, container, job, layer, metrics, pipeline
 from paramcompress.fit import factors, ranks, search, transforms
 
 RUNS = 15
@@ -47,8 +47,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "write": [(container.Writer, "add"), (container.Writer, "finish"), (container.Writer, "publish")],
     "open, plan, index, report": [
         (pipeline, "_open"),
-        (pipeline._Job, "write"),
-        (pipeline._Job, "read_back"),
+        (job.Job, "write"),
+        (job.Job, "read_back"),
         (pipeline, "squeeze"),
     ],
 }

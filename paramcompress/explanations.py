@@ -27,6 +27,7 @@ from paramcompress.layer import Piece, Setting
 from paramcompress.predicted import PREDICTED
 from paramcompress.predicted_checkpoint import dense_view
 from paramcompress.records import Explanation, PricedChoice, Progress, RelaxedLimit
+from paramcompress.threads import one_torch_thread
 
 RELAXED = (1.25, 1.5, 2.0)
 """Times the error that a layer has."""
@@ -126,7 +127,7 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
 
 
 def _encode(info: TensorInfo, weight: Tensor, setting: Setting, effort: Effort) -> Piece:
-    with pipeline.one_torch_thread():
+    with one_torch_thread():
         return layer.encode(info, weight, setting, effort, _SEED, "cpu")
 
 

@@ -1,21 +1,15 @@
-"""The conductor: checkpoint -> plan -> layer -> container, and back. Holds no maths and prints nothing.
+"""The conductor: checkpoint -> plan -> job -> published file, and back. Holds no maths and prints nothing.
 
-A weight visits each room once. Layers are independent, so they go through a window of worker threads (the compiled
-loops release the interpreter lock) and into the file in order: bytes do not depend on the number of workers, memory
-is a few layers and not the model.
+A weight visits each room once: `job` brings the tensors of a checkpoint through `layer` into the container, and
+`SqueezedFile` brings them back out.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import os
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,40 +17,34 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paramcompress import config, container, guide, heap, layer, metrics, plan, predicted_layer
+from paramcompress import config, container, guide, heap, layer, metrics, plan
+from paramcompress.accounts import counter, info_of, layer_report, n_weights_of, notes_of
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
-from paramcompress.container import SAME, Entry, Reader, Writer
+from paramcompress.container import Entry, Reader, Writer
 from paramcompress.errors import (
-    BudgetError,
     CheckpointError,
     ConfigError,
-    EncodeError,
     FormatError,
     OutputError,
     ParamCompressError,
     UnsupportedFormatError,
     VerificationError,
 )
-from paramcompress.fit import EFFORTS, Effort
+from paramcompress.fit import EFFORTS
+from paramcompress.job import Job, target_words
 from paramcompress.predicted import PREDICTED
-from paramcompress.predicted_checkpoint import dense_view, parts_of
-from paramcompress.records import Calibration, LayerReport, Progress, Report
+from paramcompress.predicted_checkpoint import dense_view
+from paramcompress.records import Calibration, Progress, Report
 from paramcompress.scratch import Scratch
+from paramcompress.threads import in_order, one_torch_thread, torch_threads
 from paramcompress.units import parse_size
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 _SUFFIX = ".squeezed.safetensors"
-REHEARSED_SHARE = 0.997
-"""Of a size, what a rehearsal aims at: it meets its budget to about so much."""
-MOST_REHEARSALS = 4
-AHEAD_BYTES = 1 << 24
-"""Of tensors that may be worked on or wait while an earlier one is not ready."""
-_LEAST_TWIN_BYTES = 1024
-"""Tensors from this size on are stored once where several are equal."""
 
 
 # ------------------------------------------------------------------------------------------- squeeze
@@ -140,7 +128,7 @@ def squeeze(
     with _open(source) as checkpoint, one_torch_thread():
         _check_names(checkpoint)
         distinct = [info for info in checkpoint.tensors if info.alias_of is None]
-        n_weights = sum(_n_weights(info) for info in distinct)
+        n_weights = sum(n_weights_of(info) for info in distinct)
         size = _target_bytes(options, n_weights)
         limits = plan.make(
             checkpoint.tensors,
@@ -159,11 +147,11 @@ def squeeze(
             "bytes_before": sum(info.n_bytes for info in distinct),
             "n_weights": n_weights,
             "notes": [*checkpoint.notes, *(guided.notes() if guided else ())],
-            "target": _target_words(options, guided),
+            "target": target_words(options, guided),
             # limits of single layers stand beside each layer as what they led to; repeating them would cost bytes
             "settings": {key: value for key, value in options.items() if key not in ("workers", "layers")},
         }
-        job = _Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about, guided)
+        job = Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about, guided)
         level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)
         if size is not None:
             level = job.level_for_size(path, size, progress)
@@ -179,211 +167,6 @@ def squeeze(
                     report = replace(report, verified=True)
                 writer.publish()
     return replace(report, elapsed_s=time.monotonic() - started)
-
-
-class _Job:
-    """One squeeze: what does not change between the encodings that a size target may need."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        limits: plan.Plan,
-        effort: Effort,
-        seed: int,
-        device: str,
-        workers: int,
-        about: dict[str, Any],
-        guided: guide.Guide | None = None,
-    ) -> None:
-        self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
-        self.seed, self.device, self.workers, self.about = seed, device, workers, about
-        self.asked_bytes = int(about["settings"].get("target_size", 0))
-        self.guided = guided
-        self.layers: list[LayerReport] = []
-        self.entries: tuple[Entry, ...] = ()
-        self.digests: dict[str, bytes] = {}
-        """Of the streams that were encoded last."""
-
-    def settings(self, level: float) -> dict[str, layer.Setting]:
-        return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
-
-    def level_for_size(self, path: Path, size: int, progress: Progress | None) -> float:
-        """Smallest level whose file has at most `size` bytes."""
-        try:
-            return plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
-        except BudgetError as error:
-            raise self.impossible(path, error, progress) from error
-
-    def size_at(self, path: Path, level: float, progress: Progress | None) -> int:
-        """Bytes of the file at a level, by encoding all of it."""
-        with Writer(path) as writer:
-            return self.write(writer, level, keep=False, progress=progress)
-
-    def rehearse(self, path: Path, level: float, size: int | None, progress: Progress | None) -> None:
-        """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer."""
-        assert self.guided is not None
-        if self.guided.model is None:
-            return
-        if size is None:
-            self.guided.rehearse(level, {}, None)
-            return
-        before = self.size_at(path, level, progress)
-        expected = {one.name: one.bytes_after for one in self.layers if one.name in self.guided.calibrated.weights}
-        fixed = before - sum(expected.values())
-        aim = REHEARSED_SHARE * size
-        for _ in range(MOST_REHEARSALS):
-            self.guided.rehearse(level, expected, aim - fixed)
-            found = self.size_at(path, level, progress)
-            if found <= size:
-                return
-            aim -= 1.3 * (found - REHEARSED_SHARE * size)
-        self.guided.calibrated.final = {}  # without it, the level that was searched has the size
-        self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
-
-    def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None, prove: bool = False) -> int:
-        """Encode every tensor at a level into writer; returns the bytes of the file.
-
-        Args:
-            prove: decode every stream again and measure what comes out.
-        """
-        settings = self.settings(level)
-        tensors = self.checkpoint.tensors
-        tell = _counter(tensors, progress)
-
-        def encode(info: TensorInfo) -> tuple[layer.Piece, bytes, float | None] | None:
-            if info.alias_of is not None:
-                return None
-            heap.make_room(info.n_bytes)
-            tensor = self.checkpoint.load(info.name)
-            output_error = None
-            try:
-                piece = self.guided.encode(info, tensor, level) if self.guided is not None else None
-                if piece is None:
-                    parts = parts_of(self.checkpoint, info.name)
-                    piece = predicted_layer.encode(
-                        info, tensor, parts, settings[info.name], self.effort, self.seed, self.device, prove=prove
-                    )
-                if prove and piece.found is None and piece.entry.codec != EXACT:
-                    piece, output_error = self._measured(writer.path, tensor, piece, settings[info.name])
-            except ParamCompressError:
-                raise
-            except Exception as error:
-                raise EncodeError(info.name, info.shape, f"{type(error).__name__}: {error}") from error
-            return piece, hashlib.sha256(piece.stream).digest(), output_error
-
-        first_with: dict[tuple[Any, ...], Entry] = {}
-        entries: dict[str, Entry] = {}
-        found: dict[str, tuple[metrics.Deviation | None, float | None]] = {}
-        notes: dict[str, str] = {}
-        for info, made in zip(
-            tensors, _in_order(encode, tensors, self.workers, lambda info: info.n_bytes), strict=True
-        ):
-            if made is None:
-                entry = _same(entries[info.alias_of or ""], info.name, tied=True)
-                stream = b""
-                found[info.name] = found[info.alias_of or ""]
-            else:
-                piece, digest, output_error = made
-                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, digest)
-                twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
-                entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
-                stream = piece.stream
-                self.digests[info.name] = digest
-                found[info.name] = piece.found, output_error
-                if piece.note:
-                    notes[info.name] = piece.note
-            entries[info.name] = entry
-            writer.add(entry, stream, torch_dtype(info.dtype).itemsize)
-            tell(info)
-        about = {**self.about, "layer_notes": notes}
-        file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
-        self.entries = tuple(entries.values())
-        self.layers = [
-            _layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, ""), *found[entry.name])
-            for entry in self.entries
-        ]
-        return file_bytes
-
-    def _measured(
-        self, path: Path, tensor: Tensor, piece: layer.Piece, setting: layer.Setting
-    ) -> tuple[layer.Piece, float | None]:
-        """`piece` with the distance of a tensor from what its stream decodes to, and that of what the layer gives.
-
-        Raises:
-            VerificationError: a limit is broken.
-        """
-        entry = piece.entry
-        decoded = layer.decode(entry, piece.stream)
-        found = metrics.deviation(tensor, decoded)
-        if self.guided is not None and entry.name in self.guided.calibrated.weights:
-            return replace(piece, found=found), self.guided.check(path, entry.name, tensor, decoded)
-        promised = min(entry.rel_error, setting.limit) if setting.firm else entry.rel_error
-        if found.rel_error > promised:
-            raise VerificationError(
-                path, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {promised:.6g}"
-            )
-        return replace(piece, found=found), None
-
-    def read_back(self, file: Path, path: Path, progress: Progress | None) -> None:
-        """Whether a finished file holds what was encoded, bit for bit. `path` is what errors call it.
-
-        Raises:
-            VerificationError: it does not.
-        """
-        with Reader(file, sys.maxsize) as reader:  # our own may be as tight as it likes
-            tell = _counter([_info(entry, None) for entry in self.entries], progress)
-
-            def compare(pair: tuple[Entry, Entry]) -> None:
-                entry, read = pair
-                if read != entry:
-                    raise VerificationError(path, entry.name, f"the entry {read}", f"{entry}")
-                if entry.same_as is not None:
-                    return
-                try:
-                    stream = reader.stream(entry)
-                    if hashlib.sha256(stream).digest() != self.digests[entry.name]:
-                        raise VerificationError(path, entry.name, "other bytes", "the stream that was encoded")
-                    if entry.codec == EXACT:
-                        layer.decode(entry, stream)
-                except VerificationError:
-                    raise
-                except ValueError as error:
-                    raise VerificationError(path, entry.name, str(error), "the weights that were encoded") from error
-
-            pairs = list(zip(self.entries, reader.index.entries, strict=True))
-            for (entry, _), _ in zip(
-                pairs, _in_order(compare, pairs, self.workers, lambda pair: pair[0].n_bytes), strict=True
-            ):
-                tell(_info(entry, None))
-
-    def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
-        """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
-        asked = error.smallest_bytes or 0
-        while True:
-            options = {**self.about["settings"], "target_size": asked}
-            self.about = {**self.about, "settings": options, "target": _target_words(options, self.guided)}
-            found = self.size_at(path, plan.LARGEST_LEVEL, progress)
-            if found <= asked:
-                return plan.impossible(self.asked_bytes, asked)
-            asked = found
-
-    def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
-        return Report(
-            source=str(self.checkpoint.path or "tensors in memory"),
-            output=None if dry_run else str(path),
-            target=self.about["target"],
-            n_weights=self.about["n_weights"],
-            bytes_before=self.about["bytes_before"],
-            bytes_after=file_bytes,
-            layers=tuple(self.layers),
-            notes=_notes(self.about, self.layers),
-            settings={**self.about["settings"], "level": level},
-        )
-
-
-def _same(entry: Entry, name: str, *, tied: bool) -> Entry:
-    """Entry of a tensor whose bytes are stored under another name."""
-    return replace(entry, name=name, home=SAME, n_bytes=0, same_as=entry.same_as or entry.name, tied=tied)
 
 
 def default_output(source: Path) -> Path:
@@ -458,10 +241,10 @@ def expand(
         target = Path(out) if out is not None else _default_expanded(source, index.kind, index.about.get("source", ""))
         kind = (kind_for(target) if out is not None else None) or (None if index.kind == "dict" else index.kind)
         _check_output(target, source, force=force, folder=kind == "sharded")
-        infos = [_info(entry, dtype) for entry in index.entries]
+        infos = [info_of(entry, dtype) for entry in index.entries]
         wanted = [info for info in infos if info.alias_of is None]
-        tell = _counter(infos, progress)
-        decoded = _in_order(
+        tell = counter(infos, progress)
+        decoded = in_order(
             lambda info: (info, _cast(squeezed.get_tensor(info.name), dtype)),
             wanted,
             workers,
@@ -514,7 +297,7 @@ class SqueezedFile:
             FormatError: its part is damaged.
         """
         entry = self._reader.entries[name]
-        heap.make_room(_info(entry, None).n_bytes)
+        heap.make_room(info_of(entry, None).n_bytes)
         stored = self._reader.entries[entry.same_as] if entry.same_as is not None else entry
         try:
             return layer.decode(stored, self._reader.stream(stored))
@@ -530,7 +313,7 @@ class SqueezedFile:
         about = self.index.about
         notes = about.get("layer_notes", {})
         layers = tuple(
-            _layer_report(entry, self._reader.part_bytes(entry), notes.get(entry.name, ""))
+            layer_report(entry, self._reader.part_bytes(entry), notes.get(entry.name, ""))
             for entry in self.index.entries
         )
         return Report(
@@ -541,7 +324,7 @@ class SqueezedFile:
             bytes_before=about["bytes_before"],
             bytes_after=self._reader.file_bytes,
             layers=layers,
-            notes=_notes(about, layers),
+            notes=notes_of(about, layers),
             settings=about["settings"],
         )
 
@@ -578,7 +361,7 @@ def load_file(
     _check_device(device)
     with open_file(path, max_bytes=max_bytes) as squeezed:
         entries = [entry for entry in squeezed.index.entries if not entry.tied]
-        decoded = _in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers, _expanded_bytes)
+        decoded = in_order(lambda entry: squeezed.get_tensor(entry.name).to(device), entries, workers, _expanded_bytes)
         found = {entry.name: tensor for entry, tensor in zip(entries, decoded, strict=True)}
         return {
             entry.name: found[entry.same_as or ""] if entry.tied else found[entry.name]
@@ -646,7 +429,7 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
         if original is not None:
             _check_same_tensors(file, squeezed.index.entries, original)
             entries += _cut_ties(squeezed.index.entries, original)
-        tell = _counter([_info(entry, None) for entry in entries], progress)
+        tell = counter([info_of(entry, None) for entry in entries], progress)
 
         def measure(entry: Entry) -> metrics.Deviation | None:
             try:
@@ -668,9 +451,9 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
             return found
 
         measured = {}
-        for entry, found in zip(entries, _in_order(measure, entries, workers, _expanded_bytes), strict=True):
+        for entry, found in zip(entries, in_order(measure, entries, workers, _expanded_bytes), strict=True):
             measured[entry.name] = found
-            tell(_info(entry, None))
+            tell(info_of(entry, None))
     if original is None:
         return replace(report, verified=True)
     layers = []
@@ -684,63 +467,18 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
 # ------------------------------------------------------------------------------------------- helpers
 
 
-def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int, n_bytes: Callable[[T], int]) -> Iterator[R]:
-    """work(item) of every item, in order, by `workers` threads.
-
-    They run ahead of the oldest result that is not there yet by AHEAD_BYTES of items, and by one for each of them in
-    any case: else all would wait for one large layer, between which and the next are only a few small tensors.
-    """
-    if workers == 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Future[R], int]] = deque()
-        ahead = 0
-        try:
-            for item in items:
-                waiting.append((pool.submit(work, item), n_bytes(item)))
-                ahead += waiting[-1][1]
-                while len(waiting) > workers and ahead > AHEAD_BYTES:
-                    future, size = waiting.popleft()
-                    ahead -= size
-                    yield future.result()
-            while waiting:
-                yield waiting.popleft()[0].result()
-        finally:
-            for future, _ in waiting:
-                future.cancel()
-
-
 def _loudness(tensors: Iterable[TensorInfo], checkpoint: Checkpoint, workers: int) -> dict[str, float]:
     """Root mean square of every matrix of finite numbers, by name."""
 
     def measure(info: TensorInfo) -> tuple[str, float]:
         heap.make_room(info.n_bytes)
         norm = metrics.survey(checkpoint.load(info.name)).norm
-        return info.name, norm / math.sqrt(max(_n_weights(info), 1))
+        return info.name, norm / math.sqrt(max(n_weights_of(info), 1))
 
     matrices = (info for info in tensors if plan.is_matrix(info.shape) and info.dtype in layer.FLOATS)
     return {
-        name: rms
-        for name, rms in _in_order(measure, matrices, workers, lambda info: info.n_bytes)
-        if math.isfinite(rms)
+        name: rms for name, rms in in_order(measure, matrices, workers, lambda info: info.n_bytes) if math.isfinite(rms)
     }
-
-
-def one_torch_thread() -> contextlib.AbstractContextManager[None]:
-    """Decompositions give other bits with other numbers of threads; layers run side by side instead."""
-    return torch_threads(1)
-
-
-@contextlib.contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    """That many threads for torch: one where it decomposes matrices, all where it runs a model."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _open(source: Source) -> Checkpoint:
@@ -823,63 +561,8 @@ def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
     return None
 
 
-def _target_words(options: Mapping[str, Any], guided: guide.Guide | None = None) -> str:
-    for target in config.TARGETS:
-        if target in options:
-            unit = " bytes" if target == "target_size" else ""
-            return f"{target} {options[target]}{unit}"
-    return guided.default_target if guided is not None else f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
-
-
-def _layer_report(
-    entry: Entry,
-    n_bytes: int,
-    note: str,
-    found: metrics.Deviation | None = None,
-    output_error: float | None = None,
-) -> LayerReport:
-    """found, output_error: as measured; without them the errors that the entry states."""
-    info = _info(entry, None)
-    return LayerReport(
-        name=entry.name,
-        shape=entry.shape,
-        dtype=entry.dtype,
-        codec="tied" if entry.same_as is not None else entry.codec,
-        dictionary=entry.dictionary,
-        rank=entry.rank,
-        density=entry.density,
-        bits_per_weight=8 * n_bytes / max(_n_weights(info), 1),
-        bytes_before=0 if entry.tied else info.n_bytes,
-        bytes_after=n_bytes,
-        rel_error=entry.rel_error if found is None else found.rel_error,
-        max_abs_error=found.max_abs_error if found is not None else 0.0 if entry.rel_error == 0 else None,
-        output_error=output_error,
-        tied_to=entry.same_as,
-        note=note,
-    )
-
-
-def _notes(about: Mapping[str, Any], layers: Iterable[LayerReport]) -> tuple[str, ...]:
-    """Those of the checkpoint, and what the report shall say of vectors."""
-    coarse = [one for one in layers if one.codec == FACTORED and not plan.is_matrix(one.shape)]
-    notes = list(about.get("notes", []))
-    if coarse:
-        worst = max(one.rel_error for one in coarse)
-        notes.append(f"{len(coarse)} vectors are coded too, with relative errors up to {worst:.3g}")
-    return tuple(notes)
-
-
-def _n_weights(info: TensorInfo) -> int:
-    return info.n_bytes // torch_dtype(info.dtype).itemsize
-
-
 def _expanded_bytes(entry: Entry) -> int:
-    return _info(entry, None).n_bytes
-
-
-def _info(entry: Entry, dtype: str | None) -> TensorInfo:
-    cast = dtype if dtype is not None and entry.dtype in layer.FLOATS else entry.dtype
-    return TensorInfo(entry.name, cast, entry.shape, entry.same_as if entry.tied else None)
+    return info_of(entry, None).n_bytes
 
 
 def _cast(tensor: Tensor, dtype: str | None) -> Tensor:
@@ -890,20 +573,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.numel() == 0:
         return a.shape == b.shape and a.dtype == b.dtype
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
-
-
-def _counter(infos: Sequence[TensorInfo], progress: Progress | None) -> Callable[[TensorInfo], None]:
-    """Tells progress of one finished tensor after another."""
-    total = sum(info.n_bytes for info in infos)
-    done = 0
-
-    def tell(info: TensorInfo) -> None:
-        nonlocal done
-        done += info.n_bytes
-        if progress is not None:
-            progress(info.name, done, total)
-
-    return tell
 
 
 def _stem(path: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
-    ("errors", "records", "jit", "prior", "heap", "verdicts"),
+    ("errors", "records", "jit", "prior", "heap", "verdicts", "threads"),
     ("units", "trellis", "metrics", "dictionaries", "scratch", "patterns"),
     ("entropy", "checkers", "tables"),
     (
@@ -39,8 +39,9 @@ FLOORS = (
     ("layer", "metric_fit", "calibration"),
     ("plan", "lockstep", "predicted_layer"),
     ("calibrated", "adam"),
-    ("guide",),
-    ("pipeline", "judge"),
+    ("guide", "accounts"),
+    ("job", "judge"),
+    ("pipeline",),
     ("sweeps", "gate", "differences", "anatomy", "explanations"),
     ("reporting",),
     ("cli",),

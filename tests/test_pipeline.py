@@ -25,7 +25,7 @@ from test_checkpoint import DTYPES, assert_same, bits, random_tensor
 from torch import Tensor
 
 import paramcompress
-from paramcompress import codec, container, layer, pipeline
+from paramcompress import codec, container, layer, pipeline, threads
 from paramcompress.container import Entry, Writer
 from paramcompress.errors import (
     BudgetError,
@@ -967,7 +967,7 @@ def test_reserved_names_are_what_the_container_says() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_order_and_workers_run_ahead_of_a_slow_one(workers: int) -> None:
     """While the first item is not ready, the others go on as far as AHEAD_BYTES reach; one each always may."""
-    n_bytes = pipeline.AHEAD_BYTES // 8
+    n_bytes = threads.AHEAD_BYTES // 8
     started: list[int] = []
     enough = threading.Event()
 
@@ -980,7 +980,7 @@ def test_results_come_in_order_and_workers_run_ahead_of_a_slow_one(workers: int)
         return -item
 
     found = []
-    for result in pipeline._in_order(work, range(40), workers, lambda _: n_bytes):
+    for result in threads.in_order(work, range(40), workers, lambda _: n_bytes):
         found.append(result)
         assert len(started) <= len(found) + 8 + workers
     assert found == [-item for item in range(40)]
@@ -996,5 +996,5 @@ def test_an_error_ends_the_work_that_has_not_begun() -> None:
         return item
 
     with pytest.raises(Stop):
-        list(pipeline._in_order(work, range(1000), 2, lambda _: pipeline.AHEAD_BYTES))
+        list(threads.in_order(work, range(1000), 2, lambda _: threads.AHEAD_BYTES))
     assert len(started) < 20

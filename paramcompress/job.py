@@ -1,0 +1,247 @@
+"""One squeeze: every tensor of a checkpoint encoded, measured and written, as often as its target asks for.
+
+Between the conductor, which opens and publishes, and `layer`, which knows one tensor. Layers are independent, so they
+go through worker threads (the compiled loops release the interpreter lock) and into the file in order: bytes do not
+depend on the number of workers, memory is a few layers and not the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from paramcompress import config, guide, heap, layer, metrics, plan, predicted_layer
+from paramcompress.accounts import counter, info_of, layer_report, notes_of
+from paramcompress.checkpoint import Checkpoint, TensorInfo
+from paramcompress.checkpoint.records import torch_dtype
+from paramcompress.codec import EXACT
+from paramcompress.container import SAME, Entry, Reader, Writer
+from paramcompress.errors import BudgetError, EncodeError, ParamCompressError, VerificationError
+from paramcompress.fit import Effort
+from paramcompress.predicted_checkpoint import parts_of
+from paramcompress.records import LayerReport, Progress, Report
+from paramcompress.threads import in_order
+
+REHEARSED_SHARE = 0.997
+"""Of a size, what a rehearsal aims at: it meets its budget to about so much."""
+MOST_REHEARSALS = 4
+_LEAST_TWIN_BYTES = 1024
+"""Tensors from this size on are stored once where several are equal."""
+
+
+class Job:
+    """One squeeze: what does not change between the encodings that a size target may need."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        limits: plan.Plan,
+        effort: Effort,
+        seed: int,
+        device: str,
+        workers: int,
+        about: dict[str, Any],
+        guided: guide.Guide | None = None,
+    ) -> None:
+        self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
+        self.seed, self.device, self.workers, self.about = seed, device, workers, about
+        self.asked_bytes = int(about["settings"].get("target_size", 0))
+        self.guided = guided
+        self.layers: list[LayerReport] = []
+        self.entries: tuple[Entry, ...] = ()
+        self.digests: dict[str, bytes] = {}
+        """Of the streams that were encoded last."""
+
+    def settings(self, level: float) -> dict[str, layer.Setting]:
+        return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
+
+    def level_for_size(self, path: Path, size: int, progress: Progress | None) -> float:
+        """Smallest level whose file has at most `size` bytes."""
+        try:
+            return plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
+        except BudgetError as error:
+            raise self.impossible(path, error, progress) from error
+
+    def size_at(self, path: Path, level: float, progress: Progress | None) -> int:
+        """Bytes of the file at a level, by encoding all of it."""
+        with Writer(path) as writer:
+            return self.write(writer, level, keep=False, progress=progress)
+
+    def rehearse(self, path: Path, level: float, size: int | None, progress: Progress | None) -> None:
+        """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer."""
+        assert self.guided is not None
+        if self.guided.model is None:
+            return
+        if size is None:
+            self.guided.rehearse(level, {}, None)
+            return
+        before = self.size_at(path, level, progress)
+        expected = {one.name: one.bytes_after for one in self.layers if one.name in self.guided.calibrated.weights}
+        fixed = before - sum(expected.values())
+        aim = REHEARSED_SHARE * size
+        for _ in range(MOST_REHEARSALS):
+            self.guided.rehearse(level, expected, aim - fixed)
+            found = self.size_at(path, level, progress)
+            if found <= size:
+                return
+            aim -= 1.3 * (found - REHEARSED_SHARE * size)
+        self.guided.calibrated.final = {}  # without it, the level that was searched has the size
+        self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
+
+    def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None, prove: bool = False) -> int:
+        """Encode every tensor at a level into writer; returns the bytes of the file.
+
+        Args:
+            prove: decode every stream again and measure what comes out.
+        """
+        settings = self.settings(level)
+        tensors = self.checkpoint.tensors
+        tell = counter(tensors, progress)
+
+        def encode(info: TensorInfo) -> tuple[layer.Piece, bytes, float | None] | None:
+            if info.alias_of is not None:
+                return None
+            heap.make_room(info.n_bytes)
+            tensor = self.checkpoint.load(info.name)
+            output_error = None
+            try:
+                piece = self.guided.encode(info, tensor, level) if self.guided is not None else None
+                if piece is None:
+                    parts = parts_of(self.checkpoint, info.name)
+                    piece = predicted_layer.encode(
+                        info, tensor, parts, settings[info.name], self.effort, self.seed, self.device, prove=prove
+                    )
+                if prove and piece.found is None and piece.entry.codec != EXACT:
+                    piece, output_error = self._measured(writer.path, tensor, piece, settings[info.name])
+            except ParamCompressError:
+                raise
+            except Exception as error:
+                raise EncodeError(info.name, info.shape, f"{type(error).__name__}: {error}") from error
+            return piece, hashlib.sha256(piece.stream).digest(), output_error
+
+        first_with: dict[tuple[Any, ...], Entry] = {}
+        entries: dict[str, Entry] = {}
+        found: dict[str, tuple[metrics.Deviation | None, float | None]] = {}
+        notes: dict[str, str] = {}
+        for info, made in zip(tensors, in_order(encode, tensors, self.workers, lambda info: info.n_bytes), strict=True):
+            if made is None:
+                entry = _same(entries[info.alias_of or ""], info.name, tied=True)
+                stream = b""
+                found[info.name] = found[info.alias_of or ""]
+            else:
+                piece, digest, output_error = made
+                key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, digest)
+                twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
+                entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
+                stream = piece.stream
+                self.digests[info.name] = digest
+                found[info.name] = piece.found, output_error
+                if piece.note:
+                    notes[info.name] = piece.note
+            entries[info.name] = entry
+            writer.add(entry, stream, torch_dtype(info.dtype).itemsize)
+            tell(info)
+        about = {**self.about, "layer_notes": notes}
+        file_bytes = writer.finish(self.checkpoint.kind, self.checkpoint.tree, about, keep=keep)
+        self.entries = tuple(entries.values())
+        self.layers = [
+            layer_report(entry, writer.part_bytes(entry), notes.get(entry.name, ""), *found[entry.name])
+            for entry in self.entries
+        ]
+        return file_bytes
+
+    def _measured(
+        self, path: Path, tensor: Tensor, piece: layer.Piece, setting: layer.Setting
+    ) -> tuple[layer.Piece, float | None]:
+        """`piece` with the distance of a tensor from what its stream decodes to, and that of what the layer gives.
+
+        Raises:
+            VerificationError: a limit is broken.
+        """
+        entry = piece.entry
+        decoded = layer.decode(entry, piece.stream)
+        found = metrics.deviation(tensor, decoded)
+        if self.guided is not None and entry.name in self.guided.calibrated.weights:
+            return replace(piece, found=found), self.guided.check(path, entry.name, tensor, decoded)
+        promised = min(entry.rel_error, setting.limit) if setting.firm else entry.rel_error
+        if found.rel_error > promised:
+            raise VerificationError(
+                path, entry.name, f"a relative error of {found.rel_error:.6g}", f"at most {promised:.6g}"
+            )
+        return replace(piece, found=found), None
+
+    def read_back(self, file: Path, path: Path, progress: Progress | None) -> None:
+        """Whether a finished file holds what was encoded, bit for bit. `path` is what errors call it.
+
+        Raises:
+            VerificationError: it does not.
+        """
+        with Reader(file, sys.maxsize) as reader:  # our own may be as tight as it likes
+            tell = counter([info_of(entry, None) for entry in self.entries], progress)
+
+            def compare(pair: tuple[Entry, Entry]) -> None:
+                entry, read = pair
+                if read != entry:
+                    raise VerificationError(path, entry.name, f"the entry {read}", f"{entry}")
+                if entry.same_as is not None:
+                    return
+                try:
+                    stream = reader.stream(entry)
+                    if hashlib.sha256(stream).digest() != self.digests[entry.name]:
+                        raise VerificationError(path, entry.name, "other bytes", "the stream that was encoded")
+                    if entry.codec == EXACT:
+                        layer.decode(entry, stream)
+                except VerificationError:
+                    raise
+                except ValueError as error:
+                    raise VerificationError(path, entry.name, str(error), "the weights that were encoded") from error
+
+            pairs = list(zip(self.entries, reader.index.entries, strict=True))
+            for (entry, _), _ in zip(
+                pairs, in_order(compare, pairs, self.workers, lambda pair: pair[0].n_bytes), strict=True
+            ):
+                tell(info_of(entry, None))
+
+    def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
+        """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
+        asked = error.smallest_bytes or 0
+        while True:
+            options = {**self.about["settings"], "target_size": asked}
+            self.about = {**self.about, "settings": options, "target": target_words(options, self.guided)}
+            found = self.size_at(path, plan.LARGEST_LEVEL, progress)
+            if found <= asked:
+                return plan.impossible(self.asked_bytes, asked)
+            asked = found
+
+    def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
+        return Report(
+            source=str(self.checkpoint.path or "tensors in memory"),
+            output=None if dry_run else str(path),
+            target=self.about["target"],
+            n_weights=self.about["n_weights"],
+            bytes_before=self.about["bytes_before"],
+            bytes_after=file_bytes,
+            layers=tuple(self.layers),
+            notes=notes_of(self.about, self.layers),
+            settings={**self.about["settings"], "level": level},
+        )
+
+
+def target_words(options: Mapping[str, Any], guided: guide.Guide | None = None) -> str:
+    """What was asked for, as a report says it."""
+    for target in config.TARGETS:
+        if target in options:
+            unit = " bytes" if target == "target_size" else ""
+            return f"{target} {options[target]}{unit}"
+    return guided.default_target if guided is not None else f"max_rel_error {plan.DEFAULT_MAX_REL_ERROR} (default)"
+
+
+def _same(entry: Entry, name: str, *, tied: bool) -> Entry:
+    """Entry of a tensor whose bytes are stored under another name."""
+    return replace(entry, name=name, home=SAME, n_bytes=0, same_as=entry.same_as or entry.name, tied=tied)
