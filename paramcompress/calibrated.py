@@ -79,12 +79,19 @@ class Calibrated:
     seed: int
     device: str
     notes: list[str] = field(default_factory=list)
+    means_return: bool = False
+    """A rehearsal will take back what errors do to means, so that they are counted without."""
 
     def __post_init__(self) -> None:
         self.n_weights = sum(one.numel() for name, one in self.weights.items() if name in self.moments)
         self.final: dict[str, Piece] = {}
         """What a rehearsal settled: what came after was fitted to just these."""
-        self.fits = {name: self._fit(name) for name in self.weights if name in self.moments}
+        self.fits = self._fits()
+
+    def forget_rehearsal(self) -> None:
+        """Back to tensors that are encoded one by one, for want of one that meets a size."""
+        self.final, self.means_return = {}, False
+        self.fits = self._fits()
 
     # --------------------------------------------------------------------------------------- one tensor
 
@@ -112,11 +119,17 @@ class Calibrated:
         )
         return _output_error(moment, weight, squeezed)
 
+    def _fits(self) -> dict[str, MetricFit]:
+        return {name: self._fit(name) for name in self.weights if name in self.moments}
+
     def _fit(self, name: str) -> MetricFit:
         tensor = self.weights[name]
         layout = Layout.of(tuple(tensor.shape))
         weight = tensor.float().reshape(layout.n_rows, layout.n_columns).numpy()
-        return MetricFit(weight, layout, _metric(self.moments.layers[name], weight), self.effort, seed=self.seed)
+        return MetricFit(weight, layout, self.metric(self.moments.layers[name], weight), self.effort, seed=self.seed)
+
+    def metric(self, moment: Moment, weight: NDArray[np.float32]) -> Metric:
+        return _metric(moment.about_means() if self.means_return else moment, weight)
 
     def price(self, level: float) -> float:
         """Units of cost a bit; about n_weights * price * MSE_OF_STEP / BIT_WEIGHT is the cost of all errors."""
@@ -254,7 +267,7 @@ class _Rehearsal:
         tensor = job.weights[name]
         info = _info(name, tensor)
         if sums is not None and self.aim.level > 0 and not job.moments.layers[name].is_diagonal:
-            metric = _metric(sums.moment(job.moments.layers[name]), before.weight)
+            metric = job.metric(sums.moment(job.moments.layers[name]), before.weight)
             target = sums.target(before.weight)
             fit = MetricFit(
                 before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
@@ -362,7 +375,8 @@ class _PairSums:
         self.count += its.shape[1]
 
     def moment(self, before: Moment) -> Moment:
-        return Moment(self.squares / self.count, before.rows, before.sensitivity)
+        means = None if before.means is None else (self.means / self.count)[1]
+        return replace(before, columns=self.squares / self.count, means=means)
 
     def target(self, weight: NDArray[np.float32]) -> NDArray[np.float64]:
         """W + W E[(x - y) y^T] (E[y y^T] + ridge)^-1, x inputs in the original, y in the squeezed model."""

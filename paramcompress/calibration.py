@@ -4,6 +4,10 @@ Two things are measured in one pass. Hooks see what every weight is multiplied w
 the output is followed back: the gradient of <v, output>, v white noise, has for its mean square at each weight the
 squared change of the output for a unit change of that weight, summed over all inputs. So it is known how much the
 output heeds each row, with no loss and no label (a stochastic estimate of the diagonal of J^T J; Hutchinson 1989).
+
+Where a bias or a normalisation behind a layer can take back what an error does to the mean of its output, what is left
+is measured beside it: the gradient at a weight about the mean input is that at the weight, less mean times that at a
+shift of the output.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
-from paramcompress.inputs import Args, is_known, products
+from paramcompress.inputs import SHIFTED, Args, is_known, products
 from paramcompress.moments import WIDEST, Moment, SecondMoments
 
 N_PROBES = 4
@@ -50,19 +54,21 @@ def calibrate(
     gathered = _Gathered(model, widest)
     generator = torch.Generator().manual_seed(seed)
     heeded: dict[str, NDArray[np.float64]] = {}
+    mean_free: dict[str, NDArray[np.float64]] = {}
     energy, n_batches, notes = 0.0, 0, []
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    with _watched(model, gathered.see):
+    with _watched(model, gathered):
         for n_batches, batch in enumerate(batches, 1):
+            gathered.new_batch()
             found = run(model, batch, n_batches)
             outputs = list(tensors_of(found))
             if not all(bool(torch.isfinite(one).all()) for one in outputs):
                 raise CalibrationError(f"batch {n_batches}: the model's output {_NOT_NUMBERS}")
             outputs = [one for one in outputs if one.requires_grad]
             if not outputs and n_probes:
-                n_probes, heeded = 0, {}
+                n_probes, heeded, mean_free = 0, {}, {}
                 notes.append(
                     "the model's output cannot be differentiated: layers share alike what the output may change"
                 )
@@ -72,10 +78,15 @@ def calibrate(
                 gradients = torch.autograd.grad(
                     outputs, list(parameters.values()), directions, retain_graph=True, allow_unused=True
                 )
-                for name, gradient in zip(parameters, gradients, strict=True):
-                    if gradient is not None:
-                        squares = gradient.detach().double().square().cpu().numpy()
-                        heeded[name] = heeded.get(name, 0.0) + squares
+                found_at = {
+                    name: one.detach().double().cpu().numpy()
+                    for name, one in zip(parameters, gradients, strict=True)
+                    if one is not None
+                }
+                for name, gradient in found_at.items():
+                    heeded[name] = heeded.get(name, 0.0) + gradient**2
+                for name, gradient in gathered.about_means(found_at):
+                    mean_free[name] = mean_free.get(name, 0.0) + (gradient**2).sum(1)
             del found, outputs
     if n_batches == 0:
         raise CalibrationError("there are no batches to calibrate with", hint="an iterator is empty once it was used")
@@ -87,7 +98,8 @@ def calibrate(
             f"gradients at {', '.join(lost[:3])}{more} are not finite: what the output heeds is not known there"
         )
         sensitivity = {name: squares for name, squares in sensitivity.items() if name not in lost}
-    layers, shapes = gathered.moments(sensitivity)
+    mean_free = {name: rows * per_energy for name, rows in mean_free.items() if name in sensitivity}
+    layers, shapes = gathered.moments(sensitivity, mean_free)
     vectors = {name: float(squares.mean()) for name, squares in sensitivity.items() if name not in layers}
     vectors.update(_of_statistics(model, sensitivity))
     return SecondMoments(layers, shapes, vectors, n_batches, (*notes, *gathered.notes))
@@ -148,12 +160,25 @@ def _describe(batch: Any) -> str:
     return type(batch).__name__
 
 
+class Shift(NamedTuple):
+    """A parameter that shifts what a layer gives."""
+
+    name: str
+    slope: NDArray[np.float64]
+    """(n_rows,) or (1,): shift of the parameter for a unit shift of what the layer gives."""
+
+
 class _Gathered:
     """Sums over all calls of all modules."""
 
     def __init__(self, model: nn.Module, widest: int) -> None:
         self.widest = widest
         self.names = canonical_names(model)
+        self.totals: dict[str, NDArray[np.float64]] = {}
+        self.shifts: dict[str, Shift] = {}
+        self.called: set[str] = set()
+        self.repeated: set[str] = set()
+        self.last: tuple[str, Any] | None = None
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, int] = {}
         self.rows: dict[str, NDArray[np.float64]] = {}
@@ -189,10 +214,55 @@ class _Gathered:
                 )
             self.sums[name] = np.zeros((n_groups, n_columns) if wide else (n_groups, n_columns, n_columns))
         self.sums[name] += second_moment(inputs, inputs, diagonal=wide)
+        self.totals[name] = self.totals.get(name, 0.0) + inputs.double().sum(1).cpu().numpy()
         self.counts[name] = self.counts.get(name, 0) + n
 
+    # ------------------------------------------------------------------------------------ means that come back
+
+    def new_batch(self) -> None:
+        self.called.clear()
+        self.last = None  # it holds what is needed to follow the last batch back
+
+    def gave(self, path: str, module: nn.Module, output: Any) -> None:
+        """A module has been called: its own bias may shift what it gives, or what comes next."""
+        name = self._of(path, "weight")
+        if name in self.called:
+            self.repeated.add(name)
+        self.called.add(name)
+        self.last = name, output
+        if getattr(module, "bias", None) is not None:
+            self.shifts[name] = Shift(self._of(path, "bias"), np.ones(1))
+
+    def normalises(self, path: str, module: Any, given: Any) -> None:
+        """A normalisation is called: where it is with what the last module gave, it shifts that."""
+        if self.last is not None and self.last[1] is given and module.running_var is not None and module.affine:
+            deviation = (module.running_var.double() + module.eps).sqrt()
+            slope = (module.weight.detach().double() / deviation).cpu().numpy()
+            self.shifts[self.last[0]] = Shift(self._of(path, "bias"), slope)
+        self.last = None
+
+    def _of(self, path: str, word: str) -> str:
+        name = f"{path}.{word}" if path else word
+        return self.names.get(name, name)
+
+    def about_means(self, gradients: Mapping[str, NDArray[np.float64]]) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """(n_rows, n_columns) gradients at weights once the means of what they give are taken back.
+
+        A weight that is used twice in a run, or with inputs of two kinds, has no one mean, and is left out.
+        """
+        for name, shift in self.shifts.items():
+            if not {name, shift.name} <= gradients.keys() or name in self.repeated or name in self.rows:
+                continue
+            means = self.totals[name] / self.counts[name]
+            layout = Layout.of(self.shapes[name])
+            if means.shape[1] != layout.n_columns or layout.n_rows % len(means):
+                continue
+            at_shift = (gradients[shift.name] * shift.slope).reshape(len(means), -1, 1)
+            grouped = gradients[name].reshape(*at_shift.shape[:2], layout.n_columns)
+            yield name, (grouped - at_shift * means[:, None]).reshape(layout.n_rows, layout.n_columns)
+
     def moments(
-        self, sensitivity: Mapping[str, NDArray[np.float64]]
+        self, sensitivity: Mapping[str, NDArray[np.float64]], mean_free: Mapping[str, NDArray[np.float64]]
     ) -> tuple[dict[str, Moment], dict[str, tuple[int, ...]]]:
         """Moments of every weight that was reached, and their shapes."""
         layers = {}
@@ -214,6 +284,8 @@ class _Gathered:
                 mean = (columns if columns.ndim == 2 else np.einsum("gjj->gj", columns)).mean()
                 columns = columns + mean * (identity if columns.ndim == 2 else np.diag(identity))
             layers[name] = Moment(columns, rows, None if heeded is None else heeded.reshape(layout.n_rows, -1).sum(1))
+            if name in mean_free and name not in self.repeated and name not in self.rows:
+                layers[name].means, layers[name].mean_free = self.totals[name] / self.counts[name], mean_free[name]
         return layers, {name: self.shapes[name] for name in layers}
 
 
@@ -228,14 +300,26 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool = False) -> NDA
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, see: Callable[[str, nn.Module, Args], None]) -> Iterator[None]:
-    """While it lasts, `see(path, module, call)` hears of every call of a module that `products` knows."""
+def _watched(model: nn.Module, gathered: _Gathered) -> Iterator[None]:
+    """While it lasts, `gathered` hears of every call of a module that `products` knows, and of normalisations."""
 
-    def hook(path: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: see(path, module, (args, kwargs))
+    def see(path: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: gathered.see(path, module, (args, kwargs))
 
-    known = [(path, module) for path, module in model.named_modules() if is_known(module)]
-    handles = [module.register_forward_pre_hook(hook(path), with_kwargs=True) for path, module in known]
+    def gave(path: str) -> Callable[..., None]:
+        return lambda module, args, output: gathered.gave(path, module, output)
+
+    def normalises(path: str) -> Callable[..., None]:
+        return lambda module, args: gathered.normalises(path, module, args[0] if args else None)
+
+    handles = []
+    for path, module in model.named_modules():
+        if is_known(module):
+            handles.append(module.register_forward_pre_hook(see(path), with_kwargs=True))
+        if isinstance(module, SHIFTED):
+            handles.append(module.register_forward_hook(gave(path)))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_pre_hook(normalises(path)))
     try:
         with every_module_called():
             yield

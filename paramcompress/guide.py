@@ -40,7 +40,7 @@ class Guide:
         self, calibrated: Calibrated, model: nn.Module | None, batches: list[Any], options: Mapping[str, Any]
     ) -> None:
         self.calibrated, self.model, self.batches = calibrated, model, batches
-        self.for_size = "target_size" in options or "bits_per_weight" in options
+        self.for_size = _for_size(options)
         rel_error, output_error = options.get("max_rel_error"), options.get("max_output_error")
         if not self.for_size and rel_error is None and output_error is None:
             output_error = DEFAULT_MAX_OUTPUT_ERROR
@@ -174,7 +174,8 @@ def make(
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         notes.append(f"data do not reach {', '.join(unreached[:3])}{more}: coded without")
-    return Guide(Calibrated(moments, weights, effort, seed, device, notes), model, kept, options)
+    means_return = model is not None and _for_size(options)
+    return Guide(Calibrated(moments, weights, effort, seed, device, notes, means_return), model, kept, options)
 
 
 def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: int) -> SecondMoments:
@@ -185,6 +186,10 @@ def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: 
     """
     check_model(model, {info.name: info.shape for info in checkpoint.tensors})
     return calibrate(_with_weights(model, checkpoint), batches, seed=seed)
+
+
+def _for_size(options: Mapping[str, Any]) -> bool:
+    return "target_size" in options or "bits_per_weight" in options
 
 
 def _loaded(stats: Stats) -> SecondMoments:

@@ -217,6 +217,8 @@ def _distinct(*tensors: Tensor) -> list[Tensor]:
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SHIFTED = (nn.Linear, *_CONVOLUTIONS)
+"""Modules whose bias, or a normalisation behind them, shifts the rows of all that their one weight gives."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLE: dict[Any, Callable[..., Iterator[Product]]] = {
     nn.Linear: _linear,

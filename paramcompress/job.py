@@ -28,7 +28,7 @@ from paramcompress.predicted_checkpoint import parts_of
 from paramcompress.records import LayerReport, Progress, Report
 from paramcompress.threads import in_order
 
-REHEARSED_SHARE = 0.997
+REHEARSED_SHARE = 0.999
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
 _LEAST_TWIN_BYTES = 1024
@@ -73,14 +73,15 @@ class Job:
         with Writer(path) as writer:
             return self.write(writer, level, keep=False, progress=progress)
 
-    def rehearse(self, path: Path, level: float, size: int | None, progress: Progress | None) -> None:
-        """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer."""
+    def rehearse(self, path: Path, level: float, size: int | None, progress: Progress | None) -> float:
+        """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer; returns the
+        level to write at."""
         assert self.guided is not None
         if self.guided.model is None:
-            return
+            return level
         if size is None:
             self.guided.rehearse(level, {}, None)
-            return
+            return level
         before = self.size_at(path, level, progress)
         expected = {one.name: one.bytes_after for one in self.layers if one.name in self.guided.calibrated.weights}
         fixed = before - sum(expected.values())
@@ -89,10 +90,11 @@ class Job:
             self.guided.rehearse(level, expected, aim - fixed)
             found = self.size_at(path, level, progress)
             if found <= size:
-                return
+                return level
             aim -= 1.3 * (found - REHEARSED_SHARE * size)
-        self.guided.calibrated.final = {}  # without it, the level that was searched has the size
         self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
+        self.guided.calibrated.forget_rehearsal()
+        return self.level_for_size(path, size, progress)
 
     def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None, prove: bool = False) -> int:
         """Encode every tensor at a level into writer; returns the bytes of the file.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ from paramcompress.errors import CalibrationError, OutputError
 
 VERSION = 1
 """Of the layout of the file."""
+LEAST_VARIANCE = 0.02
+"""Share of the inputs' energy that has to vary for moments about their means."""
 _KEY = "paramcompress_moments"
 """Metadata key of the file: JSON with version, inputs and notes."""
 WIDEST = 4096
 """Columns up to which a weight gets its whole matrix, of 8 * columns**2 bytes; wider ones get the diagonal."""
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_AXES = 64
+_PARTS = ("columns", "rows", "sensitivity", "means", "mean_free")
+"""Of a moment in the file, by the names and in the order of its fields."""
 _ROUNDING = 1e-3
 """Of the mean diagonal: least eigenvalue that may stand for 0. float32 takes 6e-8 of it for each column."""
 
@@ -48,10 +52,29 @@ class Moment:
     sensitivity: NDArray[np.float64] | None = None
     """(n_rows,) squared change of the model's output, relative to it, for a unit of squared change that is spread
     evenly over the weights of a row, times n_columns; None where it cannot be differentiated."""
+    means: NDArray[np.float64] | None = None
+    """(n_groups, n_columns) E[x] where what the layer gives goes with a shift of each row, a bias or a normalisation
+    right behind it, that can take a change of its mean back; None elsewhere."""
+    mean_free: NDArray[np.float64] | None = None
+    """(n_rows,) sensitivity to the change that is left once the mean is taken back."""
 
     @property
     def is_diagonal(self) -> bool:
         return self.columns.ndim == 2
+
+    def about_means(self) -> Moment:
+        """What errors do once the means of the output are taken back; itself where nothing does that, or where the
+        inputs hardly differ from their means, so that what is left would be rounding."""
+        if self.means is None or self.mean_free is None:
+            return self
+        squares = self.means**2 if self.is_diagonal else self.means[:, :, None] * self.means[:, None, :]
+        columns = self.columns - squares
+        energies, variances = (
+            one.sum(1) if self.is_diagonal else np.einsum("gjj->g", one) for one in (self.columns, columns)
+        )
+        if not (variances > LEAST_VARIANCE * energies).all():
+            return self
+        return replace(self, columns=columns, sensitivity=self.mean_free, means=None, mean_free=None)
 
     def output_energy(self, weight: NDArray[np.floating]) -> float:
         """Sum over rows of rows_i w_i^T E[x x^T] w_i: mean square of what the layer gives, all rows together."""
@@ -112,6 +135,9 @@ class SecondMoments:
             yield f"{name}.rows", torch.from_numpy(moment.rows).float().contiguous()
             if moment.sensitivity is not None:
                 yield f"{name}.sensitivity", torch.from_numpy(moment.sensitivity).float().contiguous()
+            if moment.means is not None and moment.mean_free is not None:
+                yield f"{name}.means", torch.from_numpy(moment.means).float().contiguous()
+                yield f"{name}.mean_free", torch.from_numpy(moment.mean_free).float().contiguous()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SecondMoments:
@@ -138,9 +164,10 @@ class SecondMoments:
             for name in wrong:
                 raise CalibrationError(f"{path}: the moments of {name!r} do not fit its shape {loaded.shapes[name]}")
             for name in loaded.shapes:
-                parts = [f"{name}.{part}" for part in ("columns", "rows", "sensitivity")]
-                moment = Moment(*(file.load(part).double().numpy() for part in parts if part in infos))
-                if not _are_means_of_squares(moment):
+                parts = [f"{name}.{part}" for part in _PARTS]
+                found = [file.load(part).double().numpy() if part in infos else None for part in parts]
+                moment = Moment(*found)  # type: ignore[arg-type]
+                if not (_are_means_of_squares(moment) and _are_means_of_squares(moment.about_means())):
                     raise CalibrationError(f"{path}: the moments of {name!r} are no means of squares")
                 loaded.layers[name] = moment
         return loaded
@@ -189,16 +216,18 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
 
     Diagonals of several groups are those of wide weights: as matrices they take n_columns times the memory.
     """
-    columns, rows, sensitivity = infos[f"{name}.columns"], infos[f"{name}.rows"], infos.get(f"{name}.sensitivity")
+    columns, rows = infos[f"{name}.columns"], infos[f"{name}.rows"]
+    sensitivity, means, mean_free = (infos.get(f"{name}.{part}") for part in _PARTS[2:])
     n_groups, *sides = columns.shape or (0,)
     return (
-        {info.dtype for info in (columns, rows, sensitivity) if info is not None} == {"float32"}
+        {info.dtype for info in (columns, rows, sensitivity, means, mean_free) if info is not None} == {"float32"}
         and len(sides) in (1, 2)
         and set(sides) == {layout.n_columns}
         and n_groups > 0
         and layout.n_rows % n_groups == 0
         and (n_groups == 1 or len(sides) == 2 or layout.n_columns > WIDEST)
-        and all(info is None or info.shape == (layout.n_rows,) for info in (rows, sensitivity))
+        and all(info is None or info.shape == (layout.n_rows,) for info in (rows, sensitivity, mean_free))
+        and (means is None or means.shape == (n_groups, layout.n_columns))
     )
 
 

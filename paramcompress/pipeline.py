@@ -157,7 +157,7 @@ def squeeze(
             level = job.level_for_size(path, size, progress)
         if guided is not None:
             with torch_threads(n_threads):
-                job.rehearse(path, level, size, progress)
+                level = job.rehearse(path, level, size, progress)
         with Writer(path) as writer:
             file_bytes = job.write(writer, level, keep=not dry_run, prove=verify, progress=progress)
             report = job.report(path, level, file_bytes, dry_run=dry_run)

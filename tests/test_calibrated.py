@@ -16,6 +16,7 @@ from test_cli import run
 from torch import Tensor, nn
 
 import paramcompress
+from paramcompress import job
 from paramcompress.calibration import calibrate
 from paramcompress.codec import Layout, encode_factored
 from paramcompress.errors import CalibrationError, ConfigError
@@ -239,6 +240,21 @@ def test_layers_make_good_for_those_before_them() -> None:
         with torch.no_grad():
             changes.append(float((loaded(models.build_conv, OUT)(images) - model(images)).square().sum()))
     assert changes[1] < 0.7 * changes[0]
+
+
+def test_a_rehearsal_that_does_not_meet_the_size_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing then counts on corrections that are not made: the level is that of a squeeze without a model."""
+    model = models.load("conv")
+    calibrate(model, models.digits_batches()).save("stats.safetensors")
+    options: dict[str, Any] = {"target_size": 7000, "stats": "stats.safetensors", "force": True}
+    without = paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, **options)
+    monkeypatch.setattr(job, "MOST_REHEARSALS", 0)
+    report = paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt", OUT, model=model, batches=models.digits_batches(), **options
+    )
+    assert any("were not fitted to one another" in note for note in report.notes)
+    assert report.bytes_after == Path(OUT).stat().st_size <= 7000
+    assert report.settings["level"] == pytest.approx(without.settings["level"], rel=0.1)  # its note takes bytes, too
 
 
 def test_coarse_statistics_are_made_good_for() -> None:

@@ -67,6 +67,21 @@ def test_moments_say_what_an_error_in_the_weight_does_to_the_output(name: str) -
     assert energy == pytest.approx(float(given.square().sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", LINEAR)
+def test_about_the_means_they_say_how_much_the_output_varies(name: str) -> None:
+    """The oracle is the module itself: what is left of the output when the mean of each row is taken back."""
+    module, x = LINEAR[name]
+    moment = calibrate(module, [x]).layers["weight"].about_means()
+    error = copy.deepcopy(module)
+    error.weight.data = torch.randn_like(error.weight)
+    layout = Layout.of(tuple(error.weight.shape))
+    given = error(x).detach().double()
+    rows = given.reshape(-1, layout.n_rows).T if name == "linear" else given.movedim(-len(layout.kernel) - 1, 0)
+    rows = rows.reshape(layout.n_rows, -1)
+    energy = moment.output_energy(error.weight.detach().reshape(layout.n_rows, -1).numpy())
+    assert energy == pytest.approx(float(rows.var(1, correction=0).sum()), rel=1e-4)
+
+
 def test_of_many_windows_some_are_taken() -> None:
     """Always the same ones, and enough that the moments are about those of all."""
     module, x = nn.Conv2d(3, 4, 3, padding=1), inputs(8, 3, 40, 40)
@@ -211,6 +226,52 @@ def test_sensitivities_are_squared_derivatives() -> None:
     torch.testing.assert_close(torch.from_numpy(found).float(), expected.detach(), rtol=0.15, atol=0)
 
 
+def normalised(*between: nn.Module) -> nn.Sequential:
+    """A convolution without a bias, and a normalisation right behind it or after something else."""
+    normalisation = nn.BatchNorm2d(4)
+    normalisation.running_mean, normalisation.running_var = torch.randn(4), torch.rand(4) + 0.5
+    normalisation.weight.data = torch.randn(4)
+    return nn.Sequential(nn.Conv2d(3, 4, 2, bias=False), *between, normalisation, nn.Tanh(), nn.Flatten()).eval()
+
+
+def test_means_are_taken_back_by_a_normalisation_right_behind() -> None:
+    """Against the whole Jacobian: a change of the weight, and the shift of the output that makes good for its mean."""
+    model, x = normalised(), inputs(10, 3, 4, 4)
+    moment = calibrate(model, [x], n_probes=4000).layers["0.weight"]
+    assert moment.mean_free is not None
+    assert moment.sensitivity is not None
+    mean = nn.functional.unfold(x, 2).mean((0, 2))
+
+    def run(weight: Tensor) -> Tensor:
+        back = (model[0].weight.detach() - weight).reshape(4, -1) @ mean
+        given = torch.func.functional_call(model[0], {"weight": weight}, (x,)) + back[:, None, None]
+        return model[1:](given)
+
+    jacobian = torch.func.jacrev(run)(model[0].weight.detach())
+    expected = jacobian.square().sum((0, 1, 3, 4, 5)) / model(x).square().sum()
+    torch.testing.assert_close(torch.from_numpy(moment.mean_free).float(), expected.detach(), rtol=0.15, atol=0)
+    assert (moment.mean_free < 0.9 * moment.sensitivity).all()
+
+
+def test_where_nothing_shifts_the_output_means_count() -> None:
+    moment = calibrate(normalised(nn.ReLU()), [inputs(5, 3, 4, 4)]).layers["0.weight"]
+    assert moment.means is None
+    assert moment.about_means() is moment
+
+
+def test_inputs_that_never_vary_keep_their_mean() -> None:
+    moment = calibrate(nn.Linear(4, 3), [torch.randn(1, 4)] * 3).layers["weight"]
+    assert moment.means is not None
+    assert moment.about_means() is moment
+
+
+def test_a_weight_that_is_used_twice_has_no_one_mean() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    assert calibrate(model, [inputs(5, 4)]).layers["0.weight"].means is not None
+    model.append(model[0])
+    assert calibrate(model, [inputs(5, 4)]).layers["0.weight"].means is None
+
+
 def test_it_is_what_the_library_offers() -> None:
     assert paramcompress.calibrate is calibrate
     assert paramcompress.SecondMoments is SecondMoments
@@ -316,7 +377,9 @@ def test_moments_come_back_from_their_file(tmp_path: Path) -> None:
         moments.shapes, moments.vectors, moments.n_batches, moments.notes,
     )  # fmt: skip
     for name, moment in moments.layers.items():
-        torch.testing.assert_close(back.layers[name].columns, moment.columns.astype("float32").astype("float64"))
+        for word in ("columns", "sensitivity", "means", "mean_free"):
+            kept = getattr(moment, word).astype("float32").astype("float64")
+            torch.testing.assert_close(getattr(back.layers[name], word), kept)
     assert [path.name for path in tmp_path.iterdir()] == ["stats.safetensors"]
 
 
