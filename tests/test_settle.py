@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from paramcompress import prices
 from paramcompress.codec import Layout
-from paramcompress.fit import EFFORTS, Choice, fit
+from paramcompress.fit import EFFORTS, Choice, fit, ranks
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.settle import TRELLIS_STEP, Settled, on_plain_grid, settle
 from paramcompress.metrics import moments
 from paramcompress.quantize import quantize
 from paramcompress.trellis import TRELLISES
+
+FIT = EFFORTS["default"], Choice(), 0
 
 
 def settled(x: NDArray[np.float32], share: float, gram: NDArray[np.float64] | None = None, period: int = 1) -> Settled:
@@ -98,3 +100,22 @@ def test_fast_fits_no_basis_unasked(rng: np.random.Generator) -> None:
     ]
     assert names[0] in ("none", "cosine")
     assert names[1:] == ["patch", "patch"]
+
+
+@pytest.mark.parametrize("scale", [1e-29, 1e-12, 1.0, 1e12, 1e29])
+def test_the_largest_direction_at_every_scale(scale: float, rng: np.random.Generator) -> None:
+    """Squares of the smallest and the largest leave float32, in which the loops work."""
+    weight = (noise(rng, 60, 40) * scale).astype(np.float32)
+    value, atom = ranks._largest(weight)
+    exact = float(np.linalg.svd(weight.astype(np.float64))[1][0])
+    assert exact / 1.15 < value <= exact * 1.0001
+    assert np.linalg.norm(atom) == pytest.approx(1, rel=1e-4)
+    factors = fit(weight, Layout.of(weight.shape), 0.02 * float(np.square(weight.astype(np.float64)).sum()), *FIT)
+    error = np.square(weight.astype(np.float64) - factors.reconstruct()).sum()
+    assert error < 0.021 * np.square(weight.astype(np.float64)).sum()
+
+
+def test_nothing_has_no_direction() -> None:
+    value, atom = ranks._largest(np.zeros((5, 4), np.float32))
+    assert value == 0
+    assert not atom.any()

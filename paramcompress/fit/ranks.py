@@ -119,7 +119,9 @@ def _power_iteration(weight, vector, n_steps):
     loudest = np.argmax(energies)
     if energies[loudest] == 0:
         return 0.0
-    vector[:] = weight[loudest] / np.float32(np.sqrt(energies[loudest] * weight.shape[1]))
+    norm = np.sqrt(energies[loudest] * weight.shape[1])
+    vector[:] = weight[loudest] / np.float32(norm)
+    inverse = np.float32(1 / norm)  # squares of small weights would leave float32
     value = 0.0
     for _ in range(n_steps):
         following = np.zeros_like(vector)
@@ -128,15 +130,18 @@ def _power_iteration(weight, vector, n_steps):
             along = np.float32(0)
             for j in range(len(row)):
                 along += row[j] * vector[j]
+            along *= inverse
             for j in range(len(row)):
                 following[j] += along * row[j]
         value = 0.0
         for j in range(len(vector)):
             value += np.float64(following[j]) * following[j]
         value = np.sqrt(value)
+        if value == 0:
+            return 0.0
         for j in range(len(vector)):
             vector[j] = following[j] / value
-    return np.sqrt(value)
+    return np.sqrt(value * norm)
 
 
 def _directions(
