@@ -5,9 +5,11 @@ Errors go to stderr in words also under `--json`: stdout then stays empty, and t
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -67,12 +69,25 @@ class Translator(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; what still escapes is a bug, and looks like one."""
+        hook, sys.unraisablehook = sys.unraisablehook, _come_again
         try:
             return super().main(*args, **kwargs)
         except Exception:
             traceback.print_exc()
             _say("error", "this is a bug in paramcompress; please report it with the lines above", "bold red")
             sys.exit(EXIT_BUG)
+        finally:
+            sys.unraisablehook = hook
+
+
+def _come_again(lost: Any) -> None:
+    """An interruption that fell into a destructor, where Python drops it, comes again a little later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    later = threading.Timer(0.01, _thread.interrupt_main)
+    later.daemon = True
+    later.start()
 
 
 def _discard_output() -> None:
