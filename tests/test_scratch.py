@@ -283,21 +283,23 @@ def test_a_reader_that_leaves_does_not_spoil_the_file() -> None:
     paramcompress.verify("small.safetensors")
 
 
-@installed
 def test_sigterm_leaves_nothing_that_stays() -> None:
-    """Not handled, so it kills: what it leaves is what a kill leaves."""
-    torch.save({f"{i}.weight": torch.randn(400, 400) for i in range(20)}, "model.pt")
-    process = subprocess.Popen(
-        [str(COMMAND), "squeeze", "model.pt", "-o", "small.safetensors"], stderr=subprocess.DEVNULL
+    """Not handled, so it kills: what it leaves is what a kill leaves. The file is complete, and waits to be renamed."""
+    torch.save({"w": torch.randn(40, 40)}, "model.pt")
+    waiting = (
+        "import sys, time; from paramcompress import scratch; from paramcompress.cli import main; "
+        "scratch.Scratch.publish = lambda _: time.sleep(600); main()"
     )
+    process = subprocess.Popen([sys.executable, "-c", waiting, "squeeze", "model.pt", "-o", "small.safetensors"])
     deadline = time.monotonic() + 60
-    while process.poll() is None and not any(name.endswith(".partial") for name in files_in(Path())):
+    while not any(name.endswith(".partial") for name in files_in(Path())):
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == -signal.SIGTERM
-    if Path("small.safetensors").exists():  # the signal came after the last step of many
-        paramcompress.verify("small.safetensors")
+    assert not Path("small.safetensors").exists()
+    assert any(name.endswith(".partial") for name in files_in(Path()))
     paramcompress.squeeze({"w": torch.ones(2, 2)}, "small.safetensors", force=True)
     assert files_in(Path()) == ["model.pt", "small.safetensors"]
 
