@@ -25,7 +25,7 @@ from paramcompress.entropy import Scales
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
-from paramcompress.jit import compiled_sums
+from paramcompress.fit.steer import Steering, likely_error
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
 from paramcompress.trellis import Trellis, columns_per_chain
@@ -36,18 +36,12 @@ LEAST_LEARNT = 2048
 """Weights below which token costs are left at the prior's."""
 PARTS = (0.25, 0.75, 1.0)
 """Of the chains: how many are quantised when the error is looked at."""
-LIGHTEST, HEAVIEST = 0.4, 1.2
-"""Times BIT_WEIGHT: what a part may be quantised with so that the whole has its error. Heavier ones cost bytes."""
-WEIGHT_POWER = 1.5
-"""The error grows with this power of the weight ..."""
-EFFECT, EFFECT_POWER = 1.2, 0.65
-"""... from 0 to BIT_WEIGHT by the first of these times the relative squared error to the second. Measured where that
-is 0.01 and 0.05 (docs/design.md); where it is not quite so, a part is quantised again."""
-AIMS = 0.75, 0.2
-"""Of the tolerance, below the target: between these the error of the whole is steered."""
 GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly however many there are."""
-MOST_STARTS = 2
+MOST_STARTS = 4
+"""Steps at which part after part is quantised; most of these end with the first part."""
+MOST_AGAIN = 3
+"""Parts quantised another time at one step."""
 MOST_SEARCHES = 6
 MOST_STEPS = 1 << 25
 """Largest weight in steps: float32, in which the quantiser works, tells no finer ones apart."""
@@ -168,7 +162,7 @@ class Search:
         Scales and costs stay: only so is the error a smooth function of step and weight.
         """
         parts = _parts(*x.shape)
-        for _ in range(MOST_STARTS if len(parts) > 1 else 0):
+        if len(parts) > 1:
             found, step = self._by_weight(x, scales, step, tolerance, parts)
             if found is not None:
                 return found
@@ -178,43 +172,33 @@ class Search:
         self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float, parts: list[NDArray[np.int64]]
     ) -> tuple[Found | None, float]:
         """Quantise part after part at one step, each with a weight of a bit that brings the error of the whole to the
-        target: so most of x is quantised only once. None, and a better step, where the weight does not reach so far."""
-        n_parts, total = len(parts), self.target * x.size
-        n_chains = [len(part) for part in parts]
-        per_chain = columns_per_chain(x.shape[1])
-        likely = [_likely_error(x, self.target, part, per_chain) for part in parts]
-        sums: list[tuple[float, float, float]] = []
-        growth = [1.0] * n_parts  # of a part's error, over that at weight 0
-        weight = 1.0
+        target: so most of x is quantised only once. None, and a better step, where that is not to be had."""
+        wanted, per_chain = self.target * x.size, columns_per_chain(x.shape[1])
+        likely, effects = zip(*(likely_error(x, self.target, part, per_chain) for part in parts), strict=True)
+        effect = sum(map(operator.mul, likely, effects)) / sum(likely)
         points = np.zeros(x.shape, np.int32)
-        for turn in range(2 * n_parts):
-            k = turn % n_parts
-            sums[k : k + 1] = [self._quantise(x, scales, step, points, parts[k], weight)]
-            gain, errors = self._errors(x, points, sums, step)
-            error = sum(errors)
-            if len(errors) == n_parts and total * (1 - tolerance) <= error <= total:
-                return Found(step, gain, error / x.size, Symbols(points, scales, self.trellis)), step
+        last: tuple[float, float] | None = None
+        for _ in range(MOST_STARTS):
+            steering = Steering(wanted, tolerance, likely, effect)
+            sums: list[tuple[float, float, float]] = []
+            following: tuple[int, float] | None = (0, 1.0)
+            for _ in range(len(parts) + MOST_AGAIN):
+                if following is None:
+                    break
+                part, weight = following
+                sums[part : part + 1] = [self._quantise(x, scales, step, points, parts[part], weight)]
+                gain, errors = self._errors(x, points, sums, step)
+                steering.note(part, weight, errors)
+                if steering.is_done:
+                    return Found(step, gain, sum(errors) / x.size, Symbols(points, scales, self.trellis)), step
+                following = steering.following()
+            error = steering.at_unit_weight
             if error == 0:  # nothing is there, which tells nothing of the rest
                 break
-            energy = sum(one[2] for one in sums) * sum(n_chains) / sum(n_chains[: len(sums)])
-            effect = EFFECT * min(total / energy, 1.0) ** EFFECT_POWER
-            growth[k] = 1 + effect * weight**WEIGHT_POWER
-            if len(errors) < n_parts:  # the rest is taken to be like what is done
-                as_done = error / sum(map(operator.mul, likely[: len(errors)], growth))
-                least = as_done * sum(likely[len(errors) :])
-            else:
-                again = (k + 1) % n_parts
-                least = errors[again] / growth[again]
-                error -= errors[again]
-            if least <= 0:
-                break
-            lightest, heaviest = (
-                (max(((1 - aim * tolerance) * total - error) / least - 1, 0.0) / effect) ** (1 / WEIGHT_POWER)
-                for aim in AIMS
-            )
-            if turn == 0 and (heaviest < LIGHTEST or lightest > HEAVIEST):
-                return None, step * stride(total * likely[0] / sum(likely) / error, self.power)
-            weight = min(max(min(max(1.0, lightest), heaviest), LIGHTEST), HEAVIEST)
+            if last is not None:
+                self._learn_power(*last, step, error)
+            last = step, error
+            step *= stride(wanted * (1 - tolerance / 2) / error, self.power)
         return None, step
 
     def _by_step(self, x: NDArray[np.float32], scales: Scales, step: float, tolerance: float) -> Found:
@@ -227,20 +211,25 @@ class Search:
             found = self.quantise(x, scales, step)
             if found.error <= self.target and (best is None or found.error > best[1]):
                 best = (step, found.error)
-            if best is not None and (n_tried >= MOST_SEARCHES or best[1] >= self.target * (1 - tolerance)):
+            # as parts that are quantised again: see Steering.is_done
+            enough = self.target * (1 - tolerance * n_tried)
+            if best is not None and (n_tried >= MOST_SEARCHES or best[1] >= enough):
                 if best[0] == step:
                     return found
                 del found  # there is no room for the points of two
                 return self.quantise(x, scales, best[0])
-            if last is not None and found.error * last[1] > 0 and step != last[0]:
-                power = math.log(found.error / last[1]) / math.log(step / last[0])
-                self.power = min(max(power, 0.5), 2.5)
+            if last is not None:
+                self._learn_power(*last, step, found.error)
             last = (step, found.error)
             step = self.next_step(found, aim)
             if n_tried >= MOST_SEARCHES:
                 step = min(step, 0.95 * found.step)
             del found
         raise AssertionError("itertools.count ended")
+
+    def _learn_power(self, step: float, error: float, other_step: float, other_error: float) -> None:
+        if error * other_error > 0 and step != other_step:
+            self.power = min(max(math.log(other_error / error) / math.log(other_step / step), 0.5), 2.5)
 
     def quantise(self, x: NDArray[np.float32], scales: Scales, step: float) -> Found:
         """All of x at one step."""
@@ -294,18 +283,3 @@ def _parts(n_columns: int, n_rows: int) -> list[NDArray[np.int64]]:
     order = np.argsort(np.arange(n_chains) * GOLDEN % 1, kind="stable")
     cuts = [LANES * max(1 + k, round(end * n_groups)) for k, end in enumerate(PARTS[:-1])]
     return np.split(order, cuts)
-
-
-@compiled_sums
-def _likely_error(x, target, chains, per_chain):
-    """Squared error of some chains, but for a factor: the target of each number, less where a column is hardly louder
-    than that."""
-    allowed = target * x.shape[1]
-    found = 0.0
-    for chain in chains:
-        for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
-            energy = 0.0
-            for i in range(x.shape[1]):
-                energy += np.float64(x[j, i]) * x[j, i]
-            found += energy * allowed / (energy + allowed)
-    return found
