@@ -157,6 +157,8 @@ class Factors:
 
     def scaled(self, factor: float) -> Factors:
         """The same for a weight `factor` times as large; factor is a power of two."""
+        if factor == 1:
+            return self
         low_rank = self.low_rank and replace(self.low_rank, scale=self.low_rank.scale * factor)
         return replace(self, step=self.step * factor, low_rank=low_rank)
 
@@ -393,7 +395,9 @@ def to_tensor(matrix: NDArray[np.float32], shape: tuple[int, ...], dtype: torch.
 
     What float8_e4m3fn cannot hold becomes its largest value, +-448: torch's own conversion has not always done so.
     """
-    tensor = torch.from_numpy(matrix).reshape(shape)
+    tensor = torch.from_numpy(matrix.reshape(shape))
+    if dtype == torch.float32:
+        return tensor
     return (tensor.clamp(-448, 448) if dtype == torch.float8_e4m3fn else tensor).to(dtype)
 
 

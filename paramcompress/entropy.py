@@ -95,25 +95,15 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     n_columns, n_rows = points.shape
     if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
         raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
-    n_most = points.size + 2 * (n_rows + n_columns)
-    contexts = np.empty(n_most, np.uint8)
-    tokens = np.empty(n_most, np.uint8)
-    bits_each = 12 + max(int(peak(points)).bit_length(), 17)
-    raw = np.empty(n_most * bits_each // 32 + 3, np.uint32)
-    flags = int(_flags(scales.rows, scales.columns, period))
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
-    n_tokens, n_full, waiting, n_waiting = _put_all(
-        points, scales.base, scales.rows, scales.columns, flags, period, *walk, contexts, tokens, raw
+    flags, words, raw, n_bits = _pack(
+        points, scales.base, scales.rows, scales.columns, period, *walk, *_start_model(False)
     )
-    if n_tokens < 0:
+    if n_bits < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
-    raw[n_full] = waiting
-    n_bits = 32 * n_full + n_waiting
-    counts, spans, no_slots = _start_model(False)
-    words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts.copy(), spans.copy(), no_slots)
     head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
-    bit_string = raw[: n_full + 1].astype("<u4").tobytes()[: (n_bits + 7) // 8]
-    return head + varint(len(words)) + words.astype("<u2").tobytes() + bit_string
+    bit_string = raw.astype("<u4", copy=False).tobytes()[: (n_bits + 7) // 8]
+    return head + varint(len(words)) + words.astype("<u2", copy=False).tobytes() + bit_string
 
 
 def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: int = 1) -> NDArray[np.int32]:
@@ -138,9 +128,8 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     bits = bytes(stream[at + 2 * n_words :])
     raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
-    counts, spans, slots = (table.copy() for table in _start_model(True))
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
-    used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, counts, spans, slots, points)
+    used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, *_start_model(True), points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
@@ -421,7 +410,7 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
 
 @cache
 def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
-    """Counts, spans and, for a decoder, slots before the first token; read-only, to be copied."""
+    """Counts, spans and, for a decoder, slots before the first token; to be copied."""
     counts = np.concatenate([PRIOR, np.full((4, N_TOKENS), COUNT, np.int32)])
     spans = np.zeros(counts.shape, np.uint32)
     slots = np.zeros((len(counts), TOTAL >> _COARSE if decoder else 0), np.uint8)
@@ -486,6 +475,7 @@ the product stays below 2**64."""
 @compiled
 def _encode_tokens(contexts, tokens, counts, spans, no_slots):
     """Words of a token sequence. Each block: the model runs forwards, the coder backwards over what the model said."""
+    counts, spans = counts.copy(), spans.copy()
     totals = np.zeros(len(counts), np.int64)
     flat_counts, flat_spans = counts.reshape(-1), spans.reshape(-1)
     n = len(tokens)
@@ -525,6 +515,27 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
             words[size + 2 + i] = backwards[n_words - 1 - i]
         size += 2 + n_words
     return words[:size].copy()
+
+
+@compiled
+def _pack(points, base, rows, columns, period, walk, per_chain, counts, spans, no_slots):
+    """Flags, words and bit string, and how many bits this has; negative where a point does not fit."""
+    n_most = points.size + 2 * (len(rows) + len(columns))
+    contexts = np.empty(n_most, np.uint8)
+    tokens = np.empty(n_most, np.uint8)
+    largest, bits_each = peak(points), 29
+    while largest >> (bits_each - 12):
+        bits_each += 1
+    raw = np.empty(n_most * bits_each // 32 + 3, np.uint32)
+    flags = _flags(rows, columns, period)
+    n_tokens, n_full, waiting, n_waiting = _put_all(
+        points, base, rows, columns, flags, period, walk, per_chain, contexts, tokens, raw
+    )
+    if n_tokens < 0:
+        return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
+    raw[n_full] = waiting
+    words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts, spans, no_slots)
+    return flags, words, raw[: n_full + 1], 32 * n_full + n_waiting
 
 
 @compiled
@@ -606,6 +617,7 @@ def _get_classes(
 def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, spans, slots, points):
     """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
     n_columns, n_rows = points.shape
+    counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
     totals = np.zeros(len(counts), np.int64)
     clock = np.array([STATE_START, 0, 0, 0], np.int64)
     rows = np.empty(n_rows, np.int64)

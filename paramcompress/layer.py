@@ -138,7 +138,7 @@ def _encode_factored(
     """None where exact is smaller, or the limit lies below what the dtype or the quantiser can do."""
     layout = Layout.of(info.shape)
     dtype = torch_dtype(info.dtype)
-    weight = tensor.to(torch.float32).reshape(layout.n_rows, layout.n_columns).numpy()
+    weight = tensor.to(torch.float32).numpy().reshape(layout.n_rows, layout.n_columns)
     if norm == 0 or not math.isfinite(norm):
         return None
     if info.dtype == "float64" and not metrics.survey(torch.from_numpy(weight)).is_finite:
@@ -293,7 +293,8 @@ def _raw(tensor: Tensor) -> memoryview:
     """Little-endian bytes of a contiguous tensor."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    flat = tensor.contiguous().reshape(-1)
+    return memoryview(flat.numpy() if flat.dtype == torch.float32 else flat.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
 
 
 def crc_of(tensor: Tensor) -> int:

@@ -15,7 +15,8 @@ from torch import Tensor
 from paramcompress.jit import compiled, compiled_sums
 
 _CHUNK = 1 << 22
-"""Weights compared at a time; bounds the memory of the float64 copies."""
+"""Weights compared at a time; bounds the memory of what numpy has to be given as float32."""
+_OF_NUMPY = torch.float32, torch.float64
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,10 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
 def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     n = tensors[0].numel()
-    flat = [tensor.reshape(-1) for tensor in tensors]
+    flat = [tensor.numpy().reshape(-1) if tensor.dtype in _OF_NUMPY else tensor.reshape(-1) for tensor in tensors]
     for first in range(0, n, _CHUNK):
         pieces = flat if n <= _CHUNK else [whole[first : first + _CHUNK] for whole in flat]
-        yield tuple(
-            part.numpy() if part.dtype in (torch.float32, torch.float64) else part.float().numpy() for part in pieces
-        )
+        yield tuple(part if isinstance(part, np.ndarray) else part.float().numpy() for part in pieces)
 
 
 @compiled_sums

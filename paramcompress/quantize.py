@@ -84,11 +84,9 @@ def quantize(
         price = cost * np.float32(weight)
         round_points(x, inverse, scales.base, scales.rows, scales.columns, price, chains, per_chain, points)
         return points
-    table = _tables(scales.base, scales.rows, scales.columns, cost, np.float32(weight))
-    n_live, n_lanes = len(table[3]), min(len(chains), LANES)
-    scratch = _scratch(trellis.n_states, min(per_chain, n_columns), n_live, n_lanes)
     search = _SEARCHES[trellis.n_states]
-    search(x.reshape(-1), inverse, n_rows, *table, chains, per_chain, *scratch, points.reshape(-1))
+    sides = scales.base, scales.rows, scales.columns
+    search(x.reshape(-1), inverse, n_rows, *sides, cost, np.float32(weight), chains, per_chain, points.reshape(-1))
     return points
 
 
@@ -111,20 +109,6 @@ def _tables(base, rows, columns, cost, weight):
     live = np.flatnonzero(rows != DEAD)
     context = _contexts(base, rows, columns, 2 * width)
     return price, width, context, live, rows[live].astype(np.int64), columns.astype(np.int64)
-
-
-def _scratch(n_states: int, n_columns: int, n_rows: int, n_lanes: int) -> tuple[NDArray[Any], ...]:
-    """What a search writes to on its way; allocated here, because numba would compile an allocation for each dtype."""
-    n_steps = n_columns * n_rows + 1
-    return (
-        np.empty((n_columns + 1) * n_lanes, np.int64),  # lanes: column numbers
-        np.empty(n_steps * n_lanes, np.float32),  # numbers
-        np.empty(n_steps * n_lanes, np.uint8),  # choice
-        np.empty(n_steps * LANES, np.uint32),  # came_from
-        np.zeros(10 * _ROW, np.float32),  # costs; zeros, because lanes left over begin with what lies there
-        np.empty(2 * n_states * LANES, np.float32),  # path
-        np.empty(_BLOCK, np.int32),  # settled
-    )
 
 
 @compiled
@@ -401,9 +385,18 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
 
     @compiled
     def search(
-        x, inverse, n_rows, price, width, context, rows, row_class, column_class, chains, per_chain,
-        lanes, numbers, choice, came_from, costs, path, settled, points,
+        x, inverse, n_rows, base, row_classes, column_classes, cost, weight, chains, per_chain, points
     ):  # fmt: skip
+        price, width, context, rows, row_class, column_class = _tables(base, row_classes, column_classes, cost, weight)
+        most_lanes, n_columns = min(len(chains), LANES), min(per_chain, len(column_class))
+        most_steps = n_columns * len(rows) + 1
+        lanes = np.empty((n_columns + 1) * most_lanes, np.int64)  # column numbers
+        numbers = np.empty(most_steps * most_lanes, np.float32)
+        choice = np.empty(most_steps * most_lanes, np.uint8)
+        came_from = np.empty(most_steps * LANES, np.uint32)
+        costs = np.zeros(10 * _ROW, np.float32)  # zeros, because lanes left over begin with what lies there
+        path = np.empty(2 * n_states * LANES, np.float32)
+        settled = np.empty(_BLOCK, np.int32)
         for group in range(0, len(chains), LANES):
             n_lanes = min(LANES, len(chains) - group)
             lanes[:] = _FILLER
