@@ -132,7 +132,7 @@ class LowRank:
         """(n_out, n_in * K): scale * C D^T."""
         out = np.empty((self.coefficients.points.shape[1], self.atoms.points.shape[1]), np.float32)
         nothing = np.zeros((0, 0), np.int32), 0.0, np.zeros((0, 0))
-        _reconstruct(*nothing, self.weighted_coefficients, self.atoms.points, self.scale, 1, out)
+        _reconstruct(*nothing, self.weighted_coefficients, self.atoms.points, self.scale, 1, 0, out)
         return out
 
 
@@ -202,9 +202,10 @@ class Factors:
             return _cosine_integers(self.layout.kernel)
         return None
 
-    def reconstruct(self) -> NDArray[np.float32]:
-        """W_hat (n_out, n_in * K) in float32."""
-        out = np.empty((self.layout.n_rows, self.layout.n_columns), np.float32)
+    def reconstruct(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """W_hat (n_out, n_in * K) in float32; or rows `first` to `stop` of it."""
+        stop = self.layout.n_rows if stop is None else stop
+        out = np.empty((stop - first, self.layout.n_columns), np.float32)
         nothing = np.zeros((0, 0))
         points = np.zeros((0, 0), np.int32) if self.stored is None else self.stored.points
         matrix = nothing
@@ -218,7 +219,7 @@ class Factors:
                 self.low_rank.atoms.points,
                 self.low_rank.scale,
             )
-        _reconstruct(points, self.step, matrix, coefficients, atoms, scale, self.layout.kernel_size, out)
+        _reconstruct(points, self.step, matrix, coefficients, atoms, scale, self.layout.kernel_size, first, out)
         return out
 
 
@@ -230,8 +231,8 @@ def _cosine_integers(kernel: tuple[int, ...]) -> tuple[NDArray[np.float64], int]
 
 
 @compiled
-def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
-    """out = float32(step * S Q^T + scale * C D^T); either part may be missing (no rows), Q too.
+def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, top, out):
+    """out = float32(step * S Q^T + scale * C D^T) from row `top` on; either part may be missing (no rows), Q too.
 
     matrix and coefficients are integers times powers of two, so their sums are exact in any order; the products
     with step and scale and the one addition each round once, in float64. Goes by tiles of rows and columns, which stay
@@ -246,9 +247,11 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
     low = np.empty(_TILE_ROWS)
     factors = np.empty(len(atoms))
     for first_row in range(0, n_rows, _TILE_ROWS):
-        rows = slice(first_row, min(first_row + _TILE_ROWS, n_rows))
-        n_here = rows.stop - first_row
-        block = coefficients[:, rows].copy()  # LLVM makes vector instructions for arrays without gaps only
+        n_here = min(_TILE_ROWS, n_rows - first_row)
+        row = top + first_row
+        block = coefficients[
+            :, row : row + n_here
+        ].copy()  # LLVM makes vector instructions for arrays without gaps only
         for first in range(0, n_columns, width):
             n_wide = min(width, n_columns - first)
             for at in range(n_wide):
@@ -261,11 +264,11 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, out):
                     if place == 0:
                         for k in range(period):
                             for i in range(n_here):
-                                kernel[k, i] = points[j + k, first_row + i]
+                                kernel[k, i] = points[j + k, row + i]
                     _combine(sums, matrix[place], kernel, n_here)
                 else:
                     for i in range(n_here):
-                        sums[i] = points[j, first_row + i]
+                        sums[i] = points[j, row + i]
                 if len(atoms):
                     for k in range(len(atoms)):
                         factors[k] = atoms[k, j]
@@ -327,6 +330,7 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
         ValueError: the stream is damaged, or of another shape.
     """
     layout = Layout.of(shape)
+    stream = memoryview(stream)  # slices of bytes would be copies
     if len(stream) < 5:
         raise ValueError("stream too short")
     head, step = struct.unpack_from("<Bf", stream)

@@ -125,8 +125,8 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     if 2 * n_words > len(stream) - at:
         raise ValueError("stream cut short")
     words = np.frombuffer(stream, "<u2", n_words, at)
-    bits = bytes(stream[at + 2 * n_words :])
-    raw = np.frombuffer(bits + bytes(-len(bits) % 4 + 16), "<u4")
+    bits = stream[at + 2 * n_words :]
+    raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + 16))), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
     used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, *_start_model(True), points)

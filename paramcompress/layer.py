@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from paramcompress import codec, container, metrics, predicted
+from paramcompress import codec, container, heap, metrics, predicted
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED, Layout
@@ -27,6 +28,8 @@ from paramcompress.predicted import PREDICTED
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
 _MOST_TRIES = 4
+_SEEN_WEIGHTS = 1 << 21
+"""Weights decoded and measured at a time."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,8 @@ def _encode_factored(
         if prove:
             del factors  # decoding needs the room
             factors = codec.decode_factored(stream, info.shape)
-        decoded = codec.to_tensor(factors.reconstruct(), info.shape, dtype)
-        found = metrics.deviation(tensor, decoded)
+            heap.make_room(weight.nbytes)
+        found, crc = _seen(tensor, factors, dtype)
         if found.rel_error <= setting.limit or not setting.firm:
             break
         if by_hand and found.rel_error > 1.2 * setting.limit:
@@ -178,7 +181,7 @@ def _encode_factored(
             return None
     else:
         return None
-    piece = _factored_piece(info, tensor, stream, factors, crc_of(decoded), found.rel_error)
+    piece = _factored_piece(info, tensor, stream, factors, crc, found.rel_error)
     return piece and replace(piece, note=_unheeded(setting.choice, factors), found=found if prove else None)
 
 
@@ -187,10 +190,27 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
 
     The error stated is that against `tensor`, the original.
     """
-    decoded = codec.to_tensor(factors.reconstruct(), info.shape, torch_dtype(info.dtype))
-    crc, rel_error = crc_of(decoded), metrics.deviation(tensor, decoded).rel_error
-    del decoded  # packing needs the room
-    return _factored_piece(info, tensor, codec.encode_factored(factors), factors, crc, rel_error)
+    found, crc = _seen(tensor, factors, torch_dtype(info.dtype))
+    return _factored_piece(info, tensor, codec.encode_factored(factors), factors, crc, found.rel_error)
+
+
+def _seen(tensor: Tensor, factors: codec.Factors, dtype: torch.dtype) -> tuple[metrics.Deviation, int]:
+    """Distance of a tensor from what factors come to in dtype, and the CRC-32 of that; some rows at a time, since all
+    of it would take as much memory as the tensor."""
+    n_rows, n_columns = factors.layout.n_rows, factors.layout.n_columns
+    rows = tensor.reshape(n_rows, n_columns)
+    n_at_once = n_rows if dtype == torch.float64 else max(1, _SEEN_WEIGHTS // n_columns)
+    crc = 0
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal crc
+        for first in range(0, n_rows, n_at_once):
+            stop = min(first + n_at_once, n_rows)
+            decoded = codec.to_tensor(factors.reconstruct(first, stop), (stop - first, n_columns), dtype)
+            crc = zlib.crc32(_raw(decoded), crc)
+            yield rows[first:stop], decoded
+
+    return metrics.deviation_of_parts(pairs()), crc
 
 
 def restated(entry: Entry, rel_error: float) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,20 +30,23 @@ class Deviation:
 
 
 def deviation(original: Tensor, decoded: Tensor) -> Deviation:
-    """Distance between two tensors of one shape, summed in float64; infinite where an entry of either is not finite.
+    """Distance between two tensors of one shape, summed in float64; infinite where an entry of either is not finite."""
+    return deviation_of_parts([(original, decoded)])
 
-    Squares of float64 may not fit into float64, so such tensors are scaled by the largest |w|.
-    """
-    if original.shape != decoded.shape:
-        raise ValueError(f"tensors of shapes {tuple(original.shape)} and {tuple(decoded.shape)}")
-    scale = 1.0
-    if torch.float64 in (original.dtype, decoded.dtype):
-        peak = max((_peak(*part) for part in _parts(original, decoded)), default=0.0)
-        scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
+
+def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
+    """The same for a tensor that comes in parts. float64 comes in one: squares may not fit, so these are scaled."""
     squared = norm = largest = 0.0
-    for part in _parts(original, decoded):
-        sums = _sums(*part, scale)
-        squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
+    for original, decoded in pairs:
+        if original.shape != decoded.shape:
+            raise ValueError(f"tensors of shapes {tuple(original.shape)} and {tuple(decoded.shape)}")
+        scale = 1.0
+        if torch.float64 in (original.dtype, decoded.dtype):
+            peak = max((_peak(*part) for part in _parts(original, decoded)), default=0.0)
+            scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
+        for part in _parts(original, decoded):
+            sums = _sums(*part, scale)
+            squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
     if not math.isfinite(squared):  # NaN would be under every limit
         return Deviation(math.inf, math.inf)
     if largest == 0:

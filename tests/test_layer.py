@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paramcompress import codec, container, metrics
+from paramcompress import codec, container, layer, metrics
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.container import EXACT_POOLED, OWN, OWN_PART_BYTES, POOLED, SMALL_EXACT_BYTES
 from paramcompress.errors import BudgetError
@@ -228,6 +228,19 @@ def test_below_the_rounding_of_the_dtype_only_exact_will_do(dtype: str, limit: f
     """Rounding to the dtype alone adds more than the limit, unless every single weight comes back as it was."""
     piece = check_promise(gaussian(rng, 40, 40, dtype=dtype), limit, "default")
     assert piece.entry.codec == "exact" or piece.entry.rel_error <= round_up(limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dictionary", ["patch", "lowrank", "lowrank+patch"])
+def test_measuring_in_parts_gives_what_measuring_the_whole_does(
+    dtype: torch.dtype, dictionary: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = (smooth_kernels(rng, 300, 8, 3, 3) + low_rank(rng, 300, 72, 2).reshape(300, 8, 3, 3)).to(dtype)
+    whole, decoded = squeeze_one(tensor, 0.1, dictionary=dictionary)
+    monkeypatch.setattr(layer, "_SEEN_WEIGHTS", 72 * 37)
+    parts, _ = squeeze_one(tensor, 0.1, dictionary=dictionary)
+    assert parts == whole
+    assert parts.entry.rel_error == round_up(metrics.deviation(tensor, decoded).rel_error)
 
 
 def test_homes(rng: np.random.Generator) -> None:

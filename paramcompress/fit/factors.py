@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paramcompress import heap
 from paramcompress.codec import Factors, Layout, LowRank
 from paramcompress.fit import ranks
 from paramcompress.fit.estimate import estimated_bits
@@ -95,6 +96,7 @@ def fit(
     ):
         raise Unfit(f"weights up to {peak:.3g} at an error of {math.sqrt(target):.3g} each")
     transform, low_rank = _choose(weight, layout, target, effort, choice, seed, device)
+    heap.make_room(weight.nbytes)
     rest = weight
     if low_rank is not None:
         rest = low_rank.product()
