@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -984,6 +986,32 @@ def test_results_come_in_order_and_workers_run_ahead_of_a_slow_one(workers: int)
         found.append(result)
         assert len(started) <= len(found) + 8 + workers
     assert found == [-item for item in range(40)]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="counts the threads of two cores")
+def test_regression_torch_keeps_to_the_threads_it_was_given_in_every_worker() -> None:
+    """Workers but the caller's let BLAS take all cores: layers took four times as long beside one another, and
+    decompositions may have other bits with other numbers of threads."""
+    script = """
+import os, threading, torch
+from paramcompress.threads import in_order, one_torch_thread
+
+def work(item):
+    if threading.current_thread() is threading.main_thread():
+        started.wait()
+    matrix @ matrix
+    started.set()
+    return len(os.listdir("/proc/self/task"))
+
+matrix = torch.ones(1000, 1000)
+started = threading.Event()
+with one_torch_thread():
+    print(len(os.listdir("/proc/self/task")), *in_order(work, range(4), 2, lambda item: 1))
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    alone, *with_a_worker = map(int, done.stdout.split())
+    assert max(with_a_worker) == alone + 1
 
 
 def test_an_error_ends_the_work_that_has_not_begun() -> None:
