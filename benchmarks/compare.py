@@ -12,8 +12,8 @@ one part in a million of slack for its float32 arithmetic. The limits are kept i
 measured again (--again) without the peer. Without peer and limits the limit is the error itself in every matrix, and
 vectors are exact.
 
-Every timed run checks what comes back. Times are medians of three runs: for this tool from file to file, its verification
-included, in memory for all others. Interrupted runs go on where they stopped.
+Every timed run checks what comes back. Times are medians of three runs: for this tool from file to file, its
+verification included, in memory for all others. Interrupted runs go on where they stopped.
 """
 
 from __future__ import annotations
