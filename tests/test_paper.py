@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import gzip
 import importlib
@@ -349,6 +350,21 @@ def test_a_dictionary_sees_what_the_layers_below_give(monkeypatch: pytest.Monkey
     assert samples.shape == wanted.shape
     assert torch.allclose(samples.sum(0), wanted.sum(0), rtol=1e-4)  # in another order
     assert isinstance(model[2], predict.PredictedLinear)
+
+
+@pytest.mark.parametrize("method", ["PivEmp", "SE1", "Cosine", "LowRank"])
+def test_levelled_layers_start_with_features_as_large_as_dense_ones(method: str) -> None:
+    """Smooth atoms on smooth inputs: unlevelled ones are several times as large from the first layer on."""
+    inputs = cifar.load_digits().training.inputs
+    torch.manual_seed(0)
+    dense = cifar.small()
+    model = nets.predicted(copy.deepcopy(dense), method, 0.25, cifar.SMALL_PLACES, inputs, 0, level=True)
+    for place in cifar.SMALL_PLACES:
+        seen = predict.layer_inputs(model, place.name, inputs, n_samples=5000, seed=1)
+        found, wanted = (
+            float((seen @ net.get_submodule(place.name).weight.flatten(1).T).square().mean()) for net in (model, dense)
+        )
+        assert found == pytest.approx(wanted, rel=0.1)
 
 
 def test_smaller_nets_have_no_more_numbers() -> None:

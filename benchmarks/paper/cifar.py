@@ -103,7 +103,7 @@ def run(setting: Setting, data: Images, seed: int) -> dict[str, Any]:
         budget = n_weights(model) - of_places + round(setting.fraction * of_places)
         model = data.build(equal_factor(data.build, budget))
     else:
-        predicted(model, setting.method, setting.fraction, data.places, parts.training.inputs, seed)
+        predicted(model, setting.method, setting.fraction, data.places, parts.training.inputs, seed, level=True)
     return {**learned(model, data.places), **fit(model, parts, data.recipe, seed)._asdict()}
 
 
