@@ -361,9 +361,8 @@ def test_levelled_layers_start_with_features_as_large_as_dense_ones(method: str)
     model = nets.predicted(copy.deepcopy(dense), method, 0.25, cifar.SMALL_PLACES, inputs, 0, level=True)
     for place in cifar.SMALL_PLACES:
         seen = predict.layer_inputs(model, place.name, inputs, n_samples=5000, seed=1)
-        found, wanted = (
-            float((seen @ net.get_submodule(place.name).weight.flatten(1).T).square().mean()) for net in (model, dense)
-        )
+        weights = (net.get_submodule(place.name).weight.detach().flatten(1) for net in (model, dense))
+        found, wanted = (float((seen @ weight.T).square().mean()) for weight in weights)
         assert found == pytest.approx(wanted, rel=0.1)
 
 

@@ -191,7 +191,7 @@ def pretrain(
 
 def _batches(batches: Tensor | Iterable[Any]) -> Iterable[Any]:
     """Batch by batch, where one tensor may hold all of them."""
-    return batches.split(_BATCH) if isinstance(batches, Tensor) else batches  # type: ignore[no-untyped-call,no-any-return]
+    return batches.split(_BATCH) if isinstance(batches, Tensor) else batches  # type: ignore[no-untyped-call]
 
 
 def _rows(layer: nn.Module, given: Tensor) -> Tensor:
