@@ -96,7 +96,7 @@ def kinds(method: str, n_places: int) -> list[str]:
 def predicted(
     model: nn.Module,
     method: str,
-    fraction: float,
+    fraction: float | Sequence[float],
     places: Sequence[Place],
     inputs: Tensor,
     seed: int,
@@ -107,7 +107,7 @@ def predicted(
     """`model` with the layers at `places` predicted, in place; as it is if the method is `dense`.
 
     Args:
-        fraction: of each of them.
+        fraction: of each of them, or one for each.
         inputs: training inputs of the net; of the first N_SAMPLES dictionaries see what their layer is given.
         pretrain: trains the net a little before a dictionary is built from what its lower layers give. What it does to
             layers above the place, which are still dense, is lost for those that will be predicted.
@@ -115,7 +115,8 @@ def predicted(
     """
     if method == DENSE:
         return model
-    for at, (kind, place) in enumerate(zip(kinds(method, len(places)), places, strict=True)):
+    fractions = [fraction] * len(places) if isinstance(fraction, float) else fraction
+    for at, (kind, place, fraction) in enumerate(zip(kinds(method, len(places)), places, fractions, strict=True)):
         seen = inputs[:0]
         if kind in NEED_DATA and at and pretrain is not None:
             pretrain(model)
