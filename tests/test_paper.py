@@ -379,6 +379,15 @@ def test_smaller_nets_have_no_more_numbers() -> None:
     assert cifar.n_weights(cifar.convolutional(factor + 0.01)) > cifar.n_weights(whole) / 4
 
 
+@pytest.mark.parametrize("fraction", cifar.FRACTIONS)
+def test_a_first_layer_that_learns_more_leaves_the_whole_as_it_was(fraction: float) -> None:
+    sizes = [9_216, 196_608, 102_400, 288_000]
+    shares = cifar.more_first(fraction, sizes)
+    assert shares[0] == min(1, 4 * fraction)
+    assert sum(share * size for share, size in zip(shares, sizes, strict=True)) == pytest.approx(fraction * sum(sizes))
+    assert 0.95 * fraction < min(shares[1:]) == max(shares[1:]) < fraction
+
+
 def test_the_paper_s_sizes() -> None:
     """Its text: 392,000 + 250,000 weights; convolutions of 9,216, 196,608 and 102,400."""
     assert [one.weight.numel() for one in mnist.perceptron(784, (500, 500)) if isinstance(one, nn.Linear)][:2] == [
