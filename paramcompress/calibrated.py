@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from paramcompress import layer, metrics
 from paramcompress.calibration import canonical_names, every_module_called, second_moment, tensors_of
+from paramcompress.calls import Args
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import FACTORED, Factors, Layout, to_tensor
 from paramcompress.errors import CalibrationError
 from paramcompress.fit import Effort
-from paramcompress.inputs import Args, is_known, products
+from paramcompress.inputs import is_known, products
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
 from paramcompress.metric_fit import Metric, MetricFit

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from paramcompress.calls import Args, called
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
-from paramcompress.inputs import SHIFTED, Args, is_known, products
+from paramcompress.inputs import SHIFTED, is_known, products
 from paramcompress.moments import WIDEST, Moment, SecondMoments
 
 N_PROBES = 4
@@ -106,31 +107,8 @@ def calibrate(
 
 
 def run(model: nn.Module, batch: Any, number: int) -> Any:
-    """What the model gives for a batch.
-
-    Raises:
-        CalibrationError: it cannot be called with it; the message names the batch and what the model said.
-    """
-    args, kwargs = arguments(batch)
-    try:
-        return model(*args, **kwargs)
-    except CalibrationError:
-        raise
-    except Exception as error:  # whatever a model can raise
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise CalibrationError(
-            f"batch {number} ({_describe(batch)}) does not fit the model: {said}",
-            hint="each batch is what the model is called with: a tensor, a tuple of arguments or a dict; no labels",
-        ) from error
-
-
-def arguments(batch: Any) -> Args:
-    """How a model is called with a batch."""
-    if isinstance(batch, Mapping):
-        return (), {str(key): value for key, value in batch.items()}
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        return tuple(batch), {}
-    return (batch,), {}
+    """What the model gives for a batch; CalibrationError where it cannot be called with it."""
+    return called(model, batch, number, CalibrationError)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -147,17 +125,6 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from tensors_of(getattr(value, name))
-
-
-def _describe(batch: Any) -> str:
-    """Shape of a batch, in a few words."""
-    if isinstance(batch, Tensor):
-        return f"tensor {tuple(batch.shape)}"
-    if isinstance(batch, tuple | list):
-        return f"{type(batch).__name__} of {', '.join(_describe(item) for item in batch[:3])}"
-    if isinstance(batch, Mapping):
-        return f"dict of {', '.join(map(str, list(batch)[:3]))}"
-    return type(batch).__name__
 
 
 class Shift(NamedTuple):

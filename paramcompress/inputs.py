@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
+
+from paramcompress.calls import Args
 
 MOST_POSITIONS = 256
 """Windows of one input of a convolution that are looked at: neighbours overlap, and say nearly the same."""
@@ -34,10 +36,6 @@ class Product(NamedTuple):
     """(n_groups, n, n_columns); None where the rows are what is chosen or scaled by the input."""
     rows: Tensor | None = None
     """(n, n_rows) or (n_rows,) sums: squares of what each row is scaled with, one entry a position."""
-
-
-Args = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""Positional and keyword arguments of a call."""
 
 
 def products(module: nn.Module, call: Args) -> Iterator[Product]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from paramcompress.calibration import run
-from paramcompress.inputs import Args
+from paramcompress.calls import Args
 
 Meeting = Callable[[str, list[tuple[Args, Args]]], None]
 """Called with a station's module path and, batch by batch, the calls of it in both models."""

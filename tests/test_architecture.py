@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior", "heap", "verdicts", "threads"),
-    ("units", "trellis", "metrics", "dictionaries", "scratch", "patterns"),
+    ("units", "trellis", "metrics", "dictionaries", "scratch", "patterns", "calls"),
     ("entropy", "checkers", "tables"),
     (
         "prices",

@@ -443,10 +443,35 @@ def test_layerwise_of_convolutions_sees_patches() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding="same"), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 10)
     )
-    batches = [(random(10, 3, 8, 8, seed=i), torch.zeros(10)) for i in range(3)]
+    batches = [(random(10, 3, 8, 8, seed=i),) for i in range(3)]
     predict.layerwise(net, batches, 0.3, {"0": predict.KMeans(k=20), "2": predict.PCA()}, n_samples=500)
     assert [one.cooked.kind for one in predict.predicted_layers(net).values()] == ["k-means", "pca"]
-    assert net(batches[0][0]).shape == (10, 10)
+    assert net(*batches[0]).shape == (10, 10)
+
+
+class TwoInputs(nn.Module):
+    """Takes a signal and a mask of what counts of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower, self.upper = nn.Linear(N_IN, 30), nn.Linear(30, 4)
+
+    def forward(self, signal: Tensor, mask: Tensor) -> Tensor:
+        return self.upper(torch.sigmoid(self.lower(signal * mask)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "batch_of",
+    [lambda x, mask: (x, mask), lambda x, mask: [x, mask], lambda x, mask: {"mask": mask, "signal": x}],
+    ids=["tuple", "list", "dict"],
+)
+def test_batches_are_what_the_model_is_called_with(batch_of: Any) -> None:
+    """As for `calibrate`: arguments, or keywords in any order. The layer sees the signal where the mask lets it."""
+    net, x, mask = TwoInputs(), random(20, N_IN), (random(20, N_IN, seed=1) < 0.5).float()
+    seen = predict.layer_inputs(net, "lower", [batch_of(x, mask)])
+    assert torch.equal(seen.sort(0).values, (x * mask).sort(0).values)
+    predict.layerwise(net, [batch_of(x, mask)], 0.5, {"lower": predict.Covariance()}, groups=2)
+    assert list(predict.predicted_layers(net)) == ["lower"]
 
 
 def test_inputs_of_a_convolution_are_what_its_features_multiply() -> None:
@@ -611,7 +636,13 @@ def test_other_requests_that_make_no_sense() -> None:
         ("no layer is named 'fc'", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed(), exclude="fc")),
         ("named '9'", lambda: predict.layer_inputs(mlp(), "9", random(3, N_IN))),
         ("named '1'", lambda: predict.layer_inputs(mlp(), "1", random(3, N_IN))),
-        ("batch of type dict", lambda: predict.layer_inputs(mlp(), "0", [{"x": random(3, N_IN)}])),
+        (r"batch 1 \(dict of x\) does not fit", lambda: predict.layer_inputs(mlp(), "0", [{"x": random(3, N_IN)}])),
+        (
+            r"batch 2 \(tuple of tensor \(3, 40\), tensor \(3,\)\)",
+            lambda: predict.layerwise(
+                mlp(), [random(3, N_IN), (random(3, N_IN), torch.zeros(3))], 0.5, {"0": predict.PCA()}
+            ),
+        ),
         ("no layer of the model predicts", lambda: predict.learned_fraction(mlp())),
         ("was given nothing", lambda: predict.layer_inputs(mlp(), "0", [])),
         (

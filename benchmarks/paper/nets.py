@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from paramcompress import predict
@@ -18,6 +19,8 @@ from .experiment import DENSE
 
 N_SAMPLES = 10_000
 """Training samples that dictionaries see at most; patches, where the layer is a convolution."""
+N_FOR_LEVEL = 1000
+"""Training samples that are enough to see how large features are."""
 
 
 class Place(NamedTuple):
@@ -93,33 +96,57 @@ def kinds(method: str, n_places: int) -> list[str]:
 def predicted(
     model: nn.Module,
     method: str,
-    fraction: float,
+    fraction: float | Sequence[float],
     places: Sequence[Place],
     inputs: Tensor,
     seed: int,
     pretrain: Callable[[nn.Module], Any] | None = None,
+    *,
+    level: bool = False,
 ) -> nn.Module:
     """`model` with the layers at `places` predicted, in place; as it is if the method is `dense`.
 
     Args:
-        fraction: of each of them.
+        fraction: of each of them, or one for each.
         inputs: training inputs of the net; of the first N_SAMPLES dictionaries see what their layer is given.
         pretrain: trains the net a little before a dictionary is built from what its lower layers give. What it does to
             layers above the place, which are still dense, is lost for those that will be predicted.
+        level: whether predicted layers start at the level of dense ones, see `levelled`.
     """
     if method == DENSE:
         return model
-    for at, (kind, place) in enumerate(zip(kinds(method, len(places)), places, strict=True)):
+    fractions = [fraction] * len(places) if isinstance(fraction, float) else fraction
+    for at, (kind, place, fraction) in enumerate(zip(kinds(method, len(places)), places, fractions, strict=True)):
         seen = inputs[:0]
-        if kind in NEED_DATA:
-            if at and pretrain is not None:
-                pretrain(model)
-            seen = predict.layer_inputs(model, place.name, inputs[:N_SAMPLES], n_samples=N_SAMPLES, seed=seed)
+        if kind in NEED_DATA and at and pretrain is not None:
+            pretrain(model)
+        if kind in NEED_DATA or level:
+            n_samples = N_SAMPLES if kind in NEED_DATA else N_FOR_LEVEL
+            seen = predict.layer_inputs(model, place.name, inputs[:n_samples], n_samples=n_samples, seed=seed)
+        dense = model.get_submodule(place.name)
         dictionary = KINDS[kind](seen, place.grid, fraction, seed)
         groups = 1 if kind == "LowRank" else place.columns
         options = {"groups": groups, "seed": 1000 * seed + at, "supports": SUPPORTS.get(kind)}
         predict.convert(model, fraction, {place.name: dictionary}, **options)  # type: ignore[arg-type]
+        if level:
+            levelled(model.get_submodule(place.name), dense, seen)
     return model
+
+
+@torch.no_grad()
+def levelled(layer: nn.Module, dense: nn.Module, inputs: Tensor) -> None:
+    """Scale what a fresh predicted layer learns so that its features are as large as those of the dense layer it stands
+    for, in mean square over inputs (n_samples, n_in) and without biases.
+
+    Weights of equal length are not features of equal size: atoms are smooth, or lie where the inputs vary, and so is
+    what they are multiplied with. Layer upon layer that adds up.
+    """
+    assert isinstance(layer, predict.Predicted)
+    found, wanted = (
+        (inputs @ one.weight.flatten(1).T).square().mean()  # type: ignore[operator,union-attr]
+        for one in (layer, dense)
+    )
+    layer.learned.mul_((wanted / found).sqrt())
 
 
 def learned(model: nn.Module, places: Sequence[Place]) -> dict[str, Any]:

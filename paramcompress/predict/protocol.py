@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paramcompress.calls import called, moved
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.dictionaries.data import FromData
 from paramcompress.errors import PredictionError
@@ -50,7 +51,8 @@ def layerwise(
 
     Args:
         model: takes a batch; convert what it gives back.
-        batches: inputs, no labels: one tensor, or batches, of which a tuple's first entry counts.
+        batches: one tensor, or batches, each of which is what the model is called with, as in `calibrate`: a tensor, a
+            tuple or list of arguments, or a dict of keywords. No labels.
         fraction, dictionaries, groups, include, exclude, seed, options: as for `convert`. A dictionary that holds data
             already, such as `Covariance(x)`, stays as it is; `Covariance()` is fitted to its layer's inputs.
         pretrain_epochs: passes over the inputs in which each new layer learns to reproduce them, as a sigmoid
@@ -62,9 +64,9 @@ def layerwise(
         The model, to be trained as a whole.
 
     Raises:
-        PredictionError: as `convert`; a layer that no batch reached.
+        PredictionError: as `convert`; a layer that no batch reached; a batch that the model cannot be called with.
     """
-    seen = list(_inputs(batches))
+    seen = list(_batches(batches))
     chosen = chosen_layers(model, dictionaries, include, exclude)
     for number, name in enumerate(_as_reached(model, {name: layer for name, (layer, _) in chosen.items()}, seen[:1])):
         layer, dictionary = chosen[name]
@@ -100,13 +102,13 @@ def layer_inputs(
         n_samples: the same share of every batch is kept, at random.
 
     Raises:
-        PredictionError: there is no such layer, or it was not reached.
+        PredictionError: there is no such layer, or it was not reached; a batch that the model cannot be called with.
     """
     layer = dict(model.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(layer, nn.Linear | nn.Conv2d | Predicted):
         raise PredictionError(f"no linear layer or convolution is named {name!r}")
     generator = torch.Generator().manual_seed(seed)
-    every = list(_inputs(batches))
+    every = list(_batches(batches))
     kept: list[Tensor] = []
 
     def keep(_: str, given: Tensor) -> None:
@@ -120,7 +122,7 @@ def layer_inputs(
     return torch.cat(kept)[:n_samples]
 
 
-def _as_reached(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Tensor]) -> list[str]:
+def _as_reached(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Any]) -> list[str]:
     """Names of the layers in the order in which batches reach them first; those never reached last, as they were."""
     reached: dict[str, None] = {}
     _watch(model, layers, batches, lambda name, _: reached.setdefault(name))
@@ -128,7 +130,7 @@ def _as_reached(model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequ
 
 
 def _watch(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Tensor], see: Callable[[str, Tensor], object]
+    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Any], see: Callable[[str, Tensor], object]
 ) -> None:
     """Run batches through the model in eval mode, and have a look at what each of the layers is given."""
 
@@ -144,8 +146,8 @@ def _watch(
     try:
         model.eval()
         with torch.no_grad():
-            for batch in batches:
-                model(batch.to(device))
+            for number, batch in enumerate(batches, 1):
+                called(model, moved(batch, device), number, PredictionError)
     finally:
         for hook in hooks:
             hook.remove()
@@ -187,18 +189,9 @@ def pretrain(
     return lost / max(float((samples - mean).square().sum()), 1e-30)
 
 
-def _inputs(batches: Tensor | Iterable[Any]) -> Iterable[Tensor]:
-    """Inputs batch by batch, without their labels."""
-    if isinstance(batches, Tensor):
-        yield from batches.split(_BATCH)  # type: ignore[no-untyped-call]
-        return
-    for batch in batches:
-        first = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        if not isinstance(first, Tensor):
-            raise PredictionError(
-                f"a batch of type {type(batch).__name__}", hint="a batch is a tensor, or a tuple whose first entry is"
-            )
-        yield first
+def _batches(batches: Tensor | Iterable[Any]) -> Iterable[Any]:
+    """Batch by batch, where one tensor may hold all of them."""
+    return batches.split(_BATCH) if isinstance(batches, Tensor) else batches  # type: ignore[no-untyped-call]
 
 
 def _rows(layer: nn.Module, given: Tensor) -> Tensor:
