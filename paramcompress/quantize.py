@@ -70,7 +70,7 @@ def quantize(
         points (n_columns, n_rows).
 
     Cost: 7 ns a number with 1 state, 11 with 8, 15 with 32 (one core, shared machine); twice that where there is
-        only one chain. With more than one state, each call takes 35 us besides.
+        only one chain. With more than one state, each call takes 10 us besides.
     Source: Viterbi search; Marcellin and Fischer 1990.
     """
     n_columns, n_rows = x.shape

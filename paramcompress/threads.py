@@ -31,7 +31,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], workers: int, n_bytes: 
         torch.set_num_threads(n_torch_threads)  # what OpenMP was told in one thread it does not know in another
         line.help()
 
-    helpers = [threading.Thread(target=help_out) for _ in range(workers - 1)]
+    helpers = [threading.Thread(target=help_out) for _ in range(min(workers, len(line.items)) - 1)]
     try:
         for helper in helpers:
             helper.start()
