@@ -36,7 +36,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "quantise": [(search.Search, "run")],
     "code": [(codec, "encode_factored")],
     "reconstruct": [(codec.Factors, "reconstruct"), (codec, "to_tensor")],
-    "measure and hash": [(metrics, "deviation"), (layer, "crc_of")],
+    "measure and hash": [(metrics, "deviation"), (metrics, "deviation_of_parts"), (layer, "crc_of"), (layer, "_seen")],
     "decode": [(codec, "decode_factored"), (layer, "decode")],
     "steer a tensor through all this": [
         (layer, "encode"),

@@ -195,11 +195,14 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
 
 
 def _seen(tensor: Tensor, factors: codec.Factors, dtype: torch.dtype) -> tuple[metrics.Deviation, int]:
-    """Distance of a tensor from what factors come to in dtype, and the CRC-32 of that; some rows at a time, since all
-    of it would take as much memory as the tensor."""
+    """Distance of a tensor from what factors come to in dtype, and the CRC-32 of that; of a large one some rows at a
+    time, since all of it would take as much memory as the tensor."""
+    if tensor.numel() <= _SEEN_WEIGHTS or dtype == torch.float64:
+        decoded = codec.to_tensor(factors.reconstruct(), tuple(tensor.shape), dtype)
+        return metrics.deviation(tensor, decoded), crc_of(decoded)
     n_rows, n_columns = factors.layout.n_rows, factors.layout.n_columns
     rows = tensor.reshape(n_rows, n_columns)
-    n_at_once = n_rows if dtype == torch.float64 else max(1, _SEEN_WEIGHTS // n_columns)
+    n_at_once = max(1, _SEEN_WEIGHTS // n_columns)
     crc = 0
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
