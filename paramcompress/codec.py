@@ -249,9 +249,8 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, top, 
     for first_row in range(0, n_rows, _TILE_ROWS):
         n_here = min(_TILE_ROWS, n_rows - first_row)
         row = top + first_row
-        block = coefficients[
-            :, row : row + n_here
-        ].copy()  # LLVM makes vector instructions for arrays without gaps only
+        # LLVM makes vector instructions for arrays without gaps only
+        block = coefficients[:, row : row + n_here].copy()
         for first in range(0, n_columns, width):
             n_wide = min(width, n_columns - first)
             for at in range(n_wide):

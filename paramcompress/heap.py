@@ -1,7 +1,7 @@
 """Pages of memory that are kept for the next tensor, and those that are given back to the system.
 
 glibc maps an array above a threshold anew, page after page, and gives back what is free at the end of its heap; both
-thresholds follow the largest mapped array that was freed, up to 32 MB. Among tensors of a megabyte a fifth of the time
+thresholds follow the largest mapped array that was freed, up to 32 MB. Among tensors of a megabyte a tenth of the time
 would go into pages; after one of 30 MB, half a layer that nobody uses is held. So neither is left to chance.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -21,6 +23,19 @@ def matrix(n_columns: int, n_rows: int, loudness: float = 0.0) -> NDArray[np.flo
     return (x * 2.0 ** (loudness * chance.random((n_columns, 1)))).astype(np.float32)
 
 
+@pytest.fixture
+def n_quantised(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many numbers a search has quantised, each as often as it was."""
+    sizes: list[int] = []
+
+    def counted(*args, **keywords):  # type: ignore[no-untyped-def]
+        sizes.append(len(keywords["chains"]) * columns_per_chain(args[0].shape[1]) * args[0].shape[1])
+        return quantize(*args, **keywords)
+
+    monkeypatch.setattr(search, "quantize", counted)
+    return lambda: sum(sizes)
+
+
 @pytest.mark.parametrize("share", [0.003, 0.05, 0.3])
 @pytest.mark.parametrize("n_states", [1, 8, 32])
 @pytest.mark.parametrize(
@@ -38,18 +53,10 @@ def test_the_error_is_the_one_asked_for(shape: tuple[int, int], loudness: float,
 
 @pytest.mark.parametrize("share", [0.01, 0.05])
 @pytest.mark.parametrize("loudness", [0.0, 3.0])
-def test_most_numbers_are_quantised_once(loudness: float, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_numbers_are_quantised_once(loudness: float, share: float, n_quantised: Callable[[], int]) -> None:
     x = matrix(1000, 200, loudness)
-    n_numbers = 0
-
-    def counted(*args, **keywords):  # type: ignore[no-untyped-def]
-        nonlocal n_numbers
-        n_numbers += len(keywords["chains"]) * columns_per_chain(args[0].shape[1]) * args[0].shape[1]
-        return quantize(*args, **keywords)
-
-    monkeypatch.setattr(search, "quantize", counted)
     search_step(x, share * float(np.square(x).mean()), TRELLISES[8], 1, 0.02)
-    assert n_numbers < 1.6 * x.size, "with the sample, on which classes and step are settled"
+    assert n_quantised() < 1.6 * x.size, "with the sample, on which classes and step are settled"
 
 
 @pytest.mark.parametrize("n_states", [1, 8])
@@ -88,21 +95,13 @@ def test_parts_in_which_nothing_is(n_silent: int) -> None:
 
 
 @pytest.mark.parametrize("off", [2.0, 0.4])
-def test_an_error_out_of_reach_of_the_weight_changes_the_step(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_out_of_reach_of_the_weight_changes_the_step(off: float, n_quantised: Callable[[], int]) -> None:
     """The sample can be wrong: then the first part shows it, and another start is nearer."""
     x = matrix(600, 100)
     target = 0.02
     profile = Profile.of(x, target)
     one = Search(target, profile.peak, TRELLISES[8])
     step = float(np.sqrt(target / 0.26))
-    n_numbers = 0
-
-    def counted(*args, **keywords):  # type: ignore[no-untyped-def]
-        nonlocal n_numbers
-        n_numbers += len(keywords["chains"]) * columns_per_chain(args[0].shape[1]) * args[0].shape[1]
-        return quantize(*args, **keywords)
-
-    monkeypatch.setattr(search, "quantize", counted)
     found = one.run(x, profile.scales(step, step), off * step, 0.02)
     assert 0.96 * target <= found.error <= target
-    assert n_numbers < 1.7 * x.size, "a quarter at each step but the last"
+    assert n_quantised() < 1.7 * x.size, "a quarter at each step but the last"
