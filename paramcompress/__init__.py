@@ -82,15 +82,20 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """The conductor's functions and the version, loaded at first use: `--help` waits for neither torch nor numba."""
     if name == "__version__":
-        from importlib import metadata
-
-        try:
-            return metadata.version(__name__)
-        except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
-            return "0+unknown"
+        globals()[name] = found = _version()  # looked up once: it takes a millisecond
+        return found
     if name in __all__:
         return getattr(import_module(_HOMES.get(name, ".pipeline"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(__name__)
+    except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -184,12 +184,8 @@ class Factors:
             if peak >= 2.0**53:
                 return False
         if self.low_rank is not None:
-            peaks = [
-                np.abs(one.points).max(1).astype(np.float64)
-                for one in (self.low_rank.coefficients, self.low_rank.atoms)
-            ]
-            exponents = self.low_rank.exponents.astype(np.float64)
-            return bool((peaks[0] * peaks[1] * np.exp2(exponents - exponents.min())).sum() < 2.0**53)
+            one = self.low_rank
+            return bool(_largest_sum(one.coefficients.points, one.atoms.points, one.exponents) < 2.0**53)
         return True
 
     @cached_property
@@ -221,6 +217,17 @@ class Factors:
             )
         _reconstruct(points, self.step, matrix, coefficients, atoms, scale, self.layout.kernel_size, first, out)
         return out
+
+
+@compiled
+def _largest_sum(coefficients, atoms, exponents):
+    """Bound on the partial sums of C D^T, in units of the lowest power of two that weights an atom."""
+    found = 0.0
+    least = exponents.min()
+    for a in range(len(exponents)):
+        weight = 2.0 ** np.float64(np.int64(exponents[a]) - least)
+        found += weight * entropy.peak(coefficients[a : a + 1]) * entropy.peak(atoms[a : a + 1])
+    return found
 
 
 @lru_cache(maxsize=16)

@@ -279,19 +279,16 @@ def _unpack_index(packed: bytes) -> Index:
         raise ValueError("more values than a checkpoint has")
     whole = json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_finite, parse_float=_finite)
     n = whole["n"]
-    columns = dict(whole["entries"])
+    columns = whole["entries"]
     if type(n) is not int or n != len(columns["name"] if n else []):
         raise ValueError(f"{n} tensors")
-    for field in fields(Entry):
-        values = columns[field.name] if field.name in columns else [_DEFAULTS.get(field.name)] * n
-        columns[field.name] = values
-        if len(values) != n:
-            raise ValueError(f"{len(values)} values of {field.name} for {n} tensors")
-    entries = []
-    for i in range(n):
-        values = {field.name: columns[field.name][i] for field in fields(Entry)}
-        values["shape"] = tuple(values["shape"])
-        entries.append(_checked(Entry(**values)))
+    names = [field.name for field in fields(Entry)]
+    table = [columns[name] if name in columns else [_DEFAULTS.get(name)] * n for name in names]
+    for name, values in zip(names, table, strict=True):
+        if type(values) is not list or len(values) != n:
+            raise ValueError(f"no {n} values of {name}, one for each tensor")
+    table[names.index("shape")] = list(map(tuple, table[names.index("shape")]))
+    entries = [_checked(Entry(*row)) for row in zip(*table, strict=True)]
     if len({entry.name for entry in entries}) != n:
         raise ValueError("a name stands twice")
     if whole["kind"] not in _KINDS:

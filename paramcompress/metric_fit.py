@@ -167,10 +167,10 @@ class MetricFit:
             if r > min(shape) // 2:
                 return
             left = float(np.square(self.weight - coefficients[:, :r] @ atoms[:, :r].T).mean())
-            left_part, right_part = (torch.from_numpy(one[:, :r].copy()) for one in (coefficients, atoms))
-            values = torch.from_numpy(np.linalg.norm(coefficients[:, :r], axis=0))
-            if left > 0 and bool((values > 0).all()):
-                found = ranks.quantise_factors(left_part, right_part, values, ranks.ATOM_NOISE * left)
+            values = np.linalg.norm(coefficients[:, :r], axis=0)
+            if left > 0 and (values > 0).all():
+                noise = ranks.ATOM_NOISE * left
+                found = ranks.quantise_factors(coefficients[:, :r], atoms[:, :r], values, noise)
                 if found is not None:
                     yield found
 

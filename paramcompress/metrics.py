@@ -42,7 +42,7 @@ def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
             raise ValueError(f"tensors of shapes {tuple(original.shape)} and {tuple(decoded.shape)}")
         scale = 1.0
         if torch.float64 in (original.dtype, decoded.dtype):
-            peak = max((_peak(*part) for part in _parts(original, decoded)), default=0.0)
+            peak = max((largest_of(one) for part in _parts(original, decoded) for one in part), default=0.0)
             scale = 2.0 ** -max(math.frexp(peak)[1], -1000)
         for part in _parts(original, decoded):
             sums = _sums(*part, scale)
@@ -113,12 +113,13 @@ def _survey(part):
 
 
 @compiled
-def _peak(original, decoded):
-    """Largest magnitude in either."""
-    peak = 0.0
-    for i in range(len(original)):
-        peak = max(peak, abs(np.float64(original[i])), abs(np.float64(decoded[i])))
-    return peak
+def largest_of(part):
+    """Largest magnitude in an array (n,), NaN where there is one."""
+    largest = np.int64(0)
+    for i in range(len(part)):
+        # numbers that are not negative are in the order of their bits, and whole numbers several at a time
+        largest = max(largest, np.float64(abs(np.float64(part[i]))).view(np.int64))
+    return np.int64(largest).view(np.float64)
 
 
 @compiled_sums
@@ -129,8 +130,7 @@ def _sums(original, decoded, scale):
     for i in range(len(original)):
         w = np.float64(original[i])
         w_hat = np.float64(decoded[i])
-        # numbers that are not negative are in the order of their bits, and whole numbers several at a time
-        largest = max(largest, np.float64(abs(w - w_hat)).view(np.int64))
+        largest = max(largest, np.float64(abs(w - w_hat)).view(np.int64))  # as in `largest_of`
         residual = w_hat * scale - w * scale
         squared += residual * residual
         norm += w * scale * (w * scale)

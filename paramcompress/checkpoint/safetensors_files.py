@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,11 +133,10 @@ def _are_sizes(values: list[Any]) -> bool:
 
 def read_tensor(path: Path, entry: Entry) -> Tensor:
     """The values of one tensor, in memory of their own."""
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    if tensor.numel() == 0:
-        return tensor
-    content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    position = entry.start
+    if 0 in entry.shape:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    values = np.empty(math.prod(entry.shape) * entry.dtype.itemsize, np.uint8)
+    content, position = memoryview(values), entry.start  # type: ignore[arg-type]
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -148,7 +148,7 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
         raise CheckpointError(path, error.strerror or str(error), tensor=entry.name) from error
     if content:
         raise CheckpointError(path, "the file has become shorter since it was opened", tensor=entry.name)
-    return tensor
+    return torch.from_numpy(values).view(entry.dtype).reshape(entry.shape)
 
 
 def write_file(

@@ -22,6 +22,8 @@ from paramcompress.fit.estimate import estimated_bits
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.search import MOST_STEPS, Unfit, search_sparse, search_step
 from paramcompress.fit.transforms import Transform
+from paramcompress.jit import compiled
+from paramcompress.metrics import largest_of
 from paramcompress.trellis import TRELLISES
 
 LEAST_STEP = 1e-30
@@ -88,7 +90,7 @@ def fit(
         Unfit: the step would be too small or too large for float32, or symbols too large.
     """
     target = squared_error / weight.size
-    peak = max(float(weight.max()), -float(weight.min()))
+    peak = largest_of(weight.reshape(-1))
     if (
         not (LEAST_STEP < math.sqrt(target) < 1 / LEAST_STEP)
         or peak > MOST_STEPS * math.sqrt(target)
@@ -161,8 +163,11 @@ def _choose(
     return best, chosen
 
 
-def _refined(weight: NDArray[np.float32], rest: NDArray[np.float32]) -> float:
+@compiled
+def _refined(weight, rest):
     """Mean squared error to which what low rank leaves of a weight has to be refined; inf where no feature is lost."""
     energies, left = ranks.mean_squares(weight), ranks.mean_squares(rest)
-    is_lost = (left > energies / 2) & (energies > 0)
-    return LEAST_REFINED * float(left.mean()) if is_lost.mean() > MOST_LOST else math.inf
+    n_lost = 0
+    for i in range(len(left)):
+        n_lost += left[i] > energies[i] / 2 and energies[i] > 0
+    return LEAST_REFINED * left.mean() if n_lost > MOST_LOST * len(left) else np.inf

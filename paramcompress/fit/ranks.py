@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramcompress import metrics, prices
+from paramcompress import entropy, metrics, prices
 from paramcompress.codec import LowRank
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.fit.sample import spread
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.search import Search
-from paramcompress.fit.transforms import Transform
+from paramcompress.fit.transforms import Transform, turn
 from paramcompress.jit import compiled, compiled_sums
 from paramcompress.trellis import TRELLISES
 
@@ -58,10 +59,10 @@ def low_ranks(
     """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
     smaller = min(weight.shape)
 
-    def factors(n: int) -> tuple[torch.Tensor, ...]:
+    def factors(n: int) -> tuple[NDArray[np.float32], ...]:
         generator = torch.Generator().manual_seed(seed)
         matrix = torch.from_numpy(weight).to(device)
-        return tuple(one.cpu() for one in truncated_svd(matrix, min(n, smaller), generator=generator))
+        return tuple(one.cpu().numpy() for one in truncated_svd(matrix, min(n, smaller), generator=generator))
 
     if rank is not None:
         ranks = {min(rank, smaller)}
@@ -69,19 +70,14 @@ def low_ranks(
     else:
         if smaller < 4 or weight.size < LEAST_LOW_RANK:
             return
-        energies = mean_squares(transform.coordinates(weight[spread(len(weight), _ENERGY_ROWS)]))
-        bits = len(weight) / 2 * float(np.log2(np.maximum(energies / target, 1)).sum()) + weight.size / 4
-        value, atom = _largest(weight)
-        atom *= np.float32(value * math.sqrt(_POWER_MARGIN))
-        directions = transform.coordinates(atom)
-        _, gain = _best_rank(np.array([value * math.sqrt(_POWER_MARGIN)]), directions, energies, len(weight), target)
+        gain, bits = _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target)
         if gain < LEAST_SHARE * bits:
             return
-        if len(weight) > _ENERGY_ROWS:
-            energies = mean_squares(transform.coordinates(weight))
+        energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
             atoms, coefficients, values = factors(n_looked_at)
-            best, gain = _best_rank(*_directions(values, atoms, transform), energies, len(weight), target)
+            directions = transform.coordinates(np.ascontiguousarray((atoms * values).T))
+            best, gain = _best_rank(values, directions, energies, len(weight), target)
             if best < min(n_looked_at, smaller):
                 break
         if gain < LEAST_GAIN * bits:
@@ -89,7 +85,7 @@ def low_ranks(
         ranks = {best, best // 2} - {0} if thorough else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
     for r in sorted(ranks, reverse=True):
-        left = max(energy - float(values[:r].square().sum()), 0.0) / weight.size
+        left = max(energy - float(np.square(values[:r]).sum()), 0.0) / weight.size
         low_rank = quantise_factors(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
         if low_rank is not None:
             yield low_rank
@@ -104,26 +100,41 @@ def n_bytes(low_rank: LowRank) -> int:
     return 16 + len(low_rank.exponents) + round(bits / 8)
 
 
-def _largest(weight: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-    """About the largest singular value of a matrix, and its right singular vector, (1, n_columns)."""
-    vector = np.zeros(weight.shape[1], np.float32)
-    value: float = _power_iteration(weight, vector, _POWER_STEPS)
-    return value, vector[None]
+@compiled_sums
+def _largest_gain(weight, some_rows, inverse, target):
+    """Bits that the largest direction saves, and bits of the layer, by the energies of some of its rows in the
+    coordinates of a transform."""
+    n_rows, n_columns = weight.shape
+    some = np.empty((len(some_rows), n_columns), np.float32)
+    for i in range(len(some_rows)):
+        some[i] = weight[some_rows[i]]
+    x = np.empty((n_columns, len(some_rows)), np.float32)
+    turn(some, inverse, x)
+    energies = mean_squares(x)
+    bits = n_rows * n_columns / 4
+    for energy in energies:
+        bits += n_rows / 2 * np.log2(max(energy / target, 1.0))
+    value, atom = _largest(weight)
+    value *= np.sqrt(_POWER_MARGIN)
+    direction = np.empty((n_columns, 1), np.float32)
+    turn((atom * np.float32(value)).reshape(1, -1), inverse, direction)
+    return _best_rank(np.array([value]), direction, energies, n_rows, target)[1], bits
 
 
 @compiled_sums
-def _power_iteration(weight, vector, n_steps):
-    """Makes `vector` about the leading right singular vector, from the loudest row on; returns about its value.
-    Both are zero where all of the weight is."""
+def _largest(weight):
+    """About the largest singular value and its right singular vector, by power iteration from the loudest row on. Both
+    are zero where all of the weight is."""
     energies = mean_squares(weight)
     loudest = np.argmax(energies)
+    vector = np.zeros(weight.shape[1], np.float32)
     if energies[loudest] == 0:
-        return 0.0
+        return 0.0, vector
     norm = np.sqrt(energies[loudest] * weight.shape[1])
     vector[:] = weight[loudest] / np.float32(norm)
     inverse = np.float32(1 / norm)  # squares of small weights would leave float32
     value = 0.0
-    for _ in range(n_steps):
+    for _ in range(_POWER_STEPS):
         following = np.zeros_like(vector)
         for i in range(len(weight)):
             row = weight[i]
@@ -138,17 +149,10 @@ def _power_iteration(weight, vector, n_steps):
             value += np.float64(following[j]) * following[j]
         value = np.sqrt(value)
         if value == 0:
-            return 0.0
+            return 0.0, following
         for j in range(len(vector)):
             vector[j] = following[j] / value
-    return np.sqrt(value * norm)
-
-
-def _directions(
-    values: torch.Tensor, atoms: torch.Tensor, transform: Transform
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Singular values, and atoms times these in a transform's coordinates."""
-    return values.double().numpy(), transform.coordinates((atoms * values).T.float().numpy())
+    return np.sqrt(value * norm), vector
 
 
 @compiled_sums
@@ -187,7 +191,7 @@ def _best_rank(values, directions, energies, n, target):
             saved += np.log2(max(energies[j], target) / now)
         noise = ATOM_NOISE * total / m
         for k in (n, m):
-            cost += k / 2 * np.log2(1 + values[r] ** 2 / (k * noise)) + 0.7 * k
+            cost += k / 2 * np.log2(1 + np.float64(values[r]) ** 2 / (k * noise)) + 0.7 * k
         added = n * m / 2 * np.log2(1 + ATOM_NOISE * (r + 1) * (n + m) / (n * m))
         gain = n / 2 * saved - cost - added
         if gain > best_gain:
@@ -196,22 +200,23 @@ def _best_rank(values, directions, energies, n, target):
 
 
 def quantise_factors(
-    coefficients: torch.Tensor, atoms: torch.Tensor, values: torch.Tensor, noise: float
+    coefficients: NDArray[Any], atoms: NDArray[Any], values: NDArray[Any], noise: float
 ) -> LowRank | None:
     """Integers for C D^T, squared error `noise` in each coefficient and in each atom entry times its singular value."""
-    exponents = values.log2().round()
+    with np.errstate(divide="ignore"):  # a rank set by hand may exceed that of the matrix
+        exponents = np.rint(np.log2(values))
     found = []
     step = math.sqrt(noise / prices.MSE_OF_STEP)
-    for matrix in (coefficients, atoms * exponents.exp2()):
-        x = np.ascontiguousarray(matrix.T.float().numpy())
+    for matrix in (coefficients, atoms * np.exp2(exponents)):
+        x = np.ascontiguousarray(matrix.T, np.float32)
         profile = Profile.of(x, noise)
         # the noise need not be met: S makes good what these miss
         search = Search(noise, profile.peak, TRELLISES[8])
         found.append(search.quantise(x, profile.scales(step, step, by_row=False), step))
-    if not all(np.any(one.symbols.points) for one in found):
+    if not all(entropy.peak(one.symbols.points) for one in found):
         return None
     c, d = (one.symbols for one in found)
     largest = int(exponents.max())
     scale = float(np.float32(found[0].gain * found[1].gain * 2.0**-largest))
-    relative = (largest - exponents).clamp(max=127).to(torch.int8).numpy()
+    relative = np.minimum(largest - exponents, 127).astype(np.int8)
     return LowRank(c, d, relative, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,9 @@ class Sample:
         return Scales(scales.base, scales.rows[self.rows], scales.columns[self.columns])
 
 
+@lru_cache(maxsize=8)
 def _chosen(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of a sample."""
+    """Rows and columns of a sample; most layers of a network share a few shapes."""
     if n_rows * n_columns <= 2 * size:
         return np.arange(n_rows), np.arange(n_columns)
     rows = spread(n_rows, max(round(n_rows * math.sqrt(size / (n_rows * n_columns))), min(n_rows, MOST_ROWS)))

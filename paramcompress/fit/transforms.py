@@ -61,13 +61,14 @@ class Transform:
         return 1.0 if self.gram is None else float(np.trace(self.gram)) / len(self.gram)
 
     @cached_property
-    def _inverse(self) -> NDArray[np.float32]:
+    def inverse(self) -> NDArray[np.float32]:
+        """Of Q; (0, 0) for no transform."""
         return np.zeros((0, 0), np.float32) if self.matrix is None else np.linalg.inv(self.matrix).astype(np.float32)
 
     def coordinates(self, rest: NDArray[np.float32]) -> NDArray[np.float32]:
         """x (n_columns, n_rows) of `rest` (n_rows, n_columns), whole kernels."""
         x = np.empty(rest.shape[::-1], np.float32)
-        _turn(rest, self._inverse, x)
+        turn(rest, self.inverse, x)
         return x
 
 
@@ -79,7 +80,7 @@ def _cosine(kernel: tuple[int, ...]) -> Transform:
 
 
 @compiled_sums
-def _turn(rest, inverse, x):
+def turn(rest, inverse, x):
     """x = rest^T, each kernel times the inverse where there is one; by tiles, lest each number be fetched alone."""
     n_rows, n_columns = rest.shape
     period = max(len(inverse), 1)
