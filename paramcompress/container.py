@@ -22,6 +22,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -532,6 +533,7 @@ def is_squeezed(path: Path) -> bool:
         return False
 
 
+@cache
 def item_bytes_of(dtype: str) -> int:
     """Bytes of one item of a torch dtype; ValueError where there is no such dtype."""
     from paramcompress.checkpoint.records import torch_dtype

@@ -22,7 +22,7 @@ from paramcompress.accounts import counter, info_of, layer_report, n_weights_of,
 from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
-from paramcompress.container import Entry, Reader, Writer
+from paramcompress.container import Entry, Reader, Writer, item_bytes_of
 from paramcompress.errors import (
     CheckpointError,
     ConfigError,
@@ -297,7 +297,7 @@ class SqueezedFile:
             FormatError: its part is damaged.
         """
         entry = self._reader.entries[name]
-        heap.make_room(info_of(entry, None).n_bytes)
+        heap.make_room(_expanded_bytes(entry))
         stored = self._reader.entries[entry.same_as] if entry.same_as is not None else entry
         try:
             return layer.decode(stored, self._reader.stream(stored))
@@ -562,7 +562,7 @@ def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
 
 
 def _expanded_bytes(entry: Entry) -> int:
-    return info_of(entry, None).n_bytes
+    return math.prod(entry.shape) * item_bytes_of(entry.dtype)
 
 
 def _cast(tensor: Tensor, dtype: str | None) -> Tensor:
