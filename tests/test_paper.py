@@ -472,6 +472,37 @@ def test_whitening_makes_directions_alike() -> None:
     assert values[0] < 0.1
 
 
+def test_images_are_encoded_as_their_windows_say() -> None:
+    """Convolved with whitened filters, against every window cut out, whitened and multiplied."""
+    data, generator = rica.load_digits(), torch.Generator().manual_seed(0)
+    images = torch.rand(6, 2, 8, 8, generator=generator)
+    whiten = rica.whitening(rica.sampled(images, data.size, 300, generator))
+    weight = torch.randn(3, 2 * data.size**2, generator=generator)
+    found = whiten(rica.windows(images, data.size, data.stride)) @ weight.T
+    maps = torch.cat([found.clamp(min=0), (-found).clamp(min=0)], 2).transpose(1, 2).reshape(6, 6, 4, 4)
+    wanted = torch.stack([maps[:, :, y : y + 2, x : x + 2].mean((2, 3)) for y in (0, 2) for x in (0, 2)], 2)
+    assert torch.allclose(rica.encoded(images, weight, whiten, data, batch=4), wanted.flatten(1), atol=1e-4)
+
+
+def test_the_classifier_is_at_its_minimum() -> None:
+    """Along axes of very different variance the gradient is gone, and has not been before."""
+    generator = torch.Generator().manual_seed(0)
+    variances = torch.logspace(1, -5, 40)
+    codes = torch.randn(500, 40, generator=generator) * variances.sqrt()
+    targets = 2 * nn.functional.one_hot(torch.randint(10, (500,), generator=generator), 10).float() - 1
+
+    def gradient(weight: torch.Tensor, bias: torch.Tensor) -> float:
+        weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        hinge = (1 - targets * (codes @ weight + bias)).clamp(min=0).square().sum(1).mean()
+        parts = torch.autograd.grad(hinge + 1e-3 * weight.square().sum(), (weight, bias))
+        return max(float(part.abs().max()) for part in parts)
+
+    start = torch.zeros(40, 10), torch.zeros(10)
+    weight, bias = rica.classifier(codes, targets, 1e-3, variances, start, steps=60)
+    assert gradient(*start) > 0.1
+    assert gradient(weight, bias) < 1e-3
+
+
 def test_speech_on_digits() -> None:
     data = speech.load_digits()
     dense, tenth = (speech.run(setting, data, seed=0) for setting in (Setting("dense"), Setting("Emp", 0.1)))
@@ -514,6 +545,17 @@ def test_results_say_how_they_came_about() -> None:
             assert record["about"]["command"] == f"python -m benchmarks.paper {path.stem}"
             assert set(record["about"]) == {"command", "commit", "versions", "machine", "threads"}
             assert 0 < record["test_error"] < 90
+
+
+def test_wide_dense_nets_have_a_row_and_a_comparison_of_their_own(tmp_path: Path) -> None:
+    results = store.Store(tmp_path / "rica.json")
+    for seed, spread in ((0, 0.0), (1, 1.0)):
+        for setting, error in (("dense", 40), ("dense x2", 37), ("SE1 50%", 41), ("SE1 50% x4", 38.5)):
+            results.add({"setting": setting, "seed": seed, "test_error": error + spread}, {})
+    table = report.markdown(rica.EXPERIMENT, results)
+    assert "| dense, 2 times the features | - | - | - | - | 37.50 ± 6.35 (2) |" in table
+    assert "dense net of the same seed, points: SE1 50% +1.00 ± 0.00 (2); dense x2 -3.00 ± 0.00 (2); SE1" in table
+    assert "one with 2 times the features of the same seed, points: SE1 50% x4 +1.50 ± 0.00 (2).\n" in table
 
 
 def test_a_page_without_its_markers_is_refused() -> None:

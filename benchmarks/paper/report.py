@@ -58,7 +58,7 @@ def markdown(experiment: Experiment, store: Store) -> str:
     for label, settings in by_method(experiment.settings).items():
         found = {one.fraction: store.mean(one.name, "test_error") for one in settings}
         missing += sum(one is None for one in found.values())
-        if label == DENSE:
+        if settings[0].method == DENSE:
             cells = [DASH] * len(fractions) + [shown(found[1.0])]
         else:
             cells = [*(shown(found.get(fraction)) for fraction in fractions), DASH]
@@ -76,20 +76,26 @@ def markdown(experiment: Experiment, store: Store) -> str:
 
 
 def against_dense(experiment: Experiment, store: Store) -> list[str]:
-    """A line and an empty one with how much more error settings have than the dense net, seed by seed, where there are
-    two or more; nets of one seed learn from the same part of the data, so this interval is the narrower one."""
+    """For every dense net of an experiment a line, with an empty one behind it: how much more error settings have that
+    are no less wide, seed by seed, where there are two or more; nets of one seed learn from the same part of the data,
+    so this interval is the narrower one."""
     errors = {(one["setting"], one["seed"]): one["test_error"] for one in store.records}
-    found = []
-    for setting in experiment.settings:
-        pairs = [
-            error - errors[DENSE, seed]
-            for (name, seed), error in errors.items()
-            if name == setting.name and setting.method != DENSE and (DENSE, seed) in errors
-        ]
-        if len(pairs) > 1:
-            more = mean(pairs)
-            found.append(f"{setting.name} {more.value:+.2f} ± {more.margin:.2f} ({more.n})")
-    return [f"Against the dense net of the same seed, points: {'; '.join(found)}.", ""] if found else []
+    lines = []
+    for dense in (one for one in experiment.settings if one.method == DENSE):
+        found = []
+        for setting in experiment.settings:
+            pairs = [
+                error - errors[dense.name, seed]
+                for (name, seed), error in errors.items()
+                if name == setting.name and (dense.name, seed) in errors
+            ]
+            if len(pairs) > 1 and setting != dense and setting.width >= dense.width:
+                more = mean(pairs)
+                found.append(f"{setting.name} {more.value:+.2f} ± {more.margin:.2f} ({more.n})")
+        if found:
+            net = "net" if dense.name == DENSE else f"one with {dense.width} times the features"
+            lines += [f"Against the dense {net} of the same seed, points: {'; '.join(found)}.", ""]
+    return lines
 
 
 def shown(found: Mean | None) -> str:
@@ -113,7 +119,7 @@ def by_method(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
 
 
 def draw(experiment: Experiment, store: Store, path: Path) -> None:
-    """Test error against the fraction that is learned, a line for each method, the dense net across."""
+    """Test error against the fraction that is learned, a line for each method, dense nets across."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -136,8 +142,9 @@ def _lines(axes: Axes, experiment: Experiment, store: Store) -> None:
         found = [(100 * one.fraction, error) for one in settings if (error := store.mean(one.name, "test_error"))]
         if not found:
             continue
-        if label == DENSE:
-            axes.axhline(found[0][1].value, color=DENSE_GREY, linestyle="--", linewidth=1.2, label="dense")
+        if settings[0].method == DENSE:
+            linestyle = "--" if label == DENSE else ":"
+            axes.axhline(found[0][1].value, color=DENSE_GREY, linestyle=linestyle, linewidth=1.2, label=label)
             continue
         shares, errors = zip(*found, strict=True)
         fractions.update(shares)

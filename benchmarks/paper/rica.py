@@ -3,8 +3,8 @@
     min  lambda |W^T W x - x|^2 + sum sqrt(eps + (W x)^2)        x: whitened patches, W (n_features, n_in)
 
 W is predicted from a squared exponential of width 1 over the patch, the same positions in every channel. An image is
-encoded by |W x| in every window, averaged over its four quadrants. Twice the features with half of each learned is the
-equal budget.
+encoded by the positive and the negative parts of W x in every window, averaged over its four quadrants. Twice the
+features with half of each learned is the equal budget.
 
 Sources: Le et al. 2011 (objective, L-BFGS); Coates, Ng and Lee 2011 (patches, whitening, pooling, squared hinge loss).
 """
@@ -32,14 +32,21 @@ SETTINGS = (
     Setting(DENSE, n_seeds=SEEDS),
     Setting("SE1", 0.5, SEEDS),
     Setting("SE1", 0.5, SEEDS, width=2),
+    Setting(DENSE, n_seeds=SEEDS, width=2),
+    Setting("SE1", 0.5, SEEDS, width=4),
     *(Setting("SE1", fraction) for fraction in FRACTIONS[1:]),
     Setting("SE1", 0.25, width=4),
     *(Setting(kind, 0.5) for kind in ("Cosine", "RandCon", "RandFixU")),
     *(Setting(kind, 0.5, width=2) for kind in ("Cosine", "RandCon", "RandFixU")),
 )
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Of the classifier; the validation images choose one."""
+PENALTIES = (1.0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
+"""Of the classifier, each begun where the one before ended; the validation images choose one."""
 EPS = 1e-2
+VARIANCE_FLOOR = 1e-3
+"""Added to the variance of a patch, whose pixels are in [0, 1]."""
+CODE_FLOOR = 1e-6
+"""Added to the deviation of a code. So small that the size of a feature is moot: an overcomplete net leaves some of its
+features at a hundredth of the others' length, and their codes say as much."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Patches:
         stride: of the windows that are encoded.
         n_features: of the plain net.
         n_patches: that features are learned from.
-        steps: of L-BFGS, for the features and for the classifier.
+        steps: of L-BFGS, for the features.
+        classifier_steps: of L-BFGS, for the classifier at each penalty.
         weight: lambda.
     """
 
@@ -63,6 +71,7 @@ class Patches:
     n_patches: int
     n_validation: int
     steps: int
+    classifier_steps: int
     weight: float = 1.0
 
     @property
@@ -84,7 +93,7 @@ class Whitening:
 def normalised(patches: Tensor) -> Tensor:
     """Each patch (n_in,) with mean 0 and variance 1; plain ones stay plain."""
     centred = patches - patches.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    return centred / (centred.square().mean(-1, keepdim=True) + VARIANCE_FLOOR).sqrt()
 
 
 def whitening(patches: Tensor, floor: float = 0.1) -> Whitening:
@@ -133,42 +142,71 @@ def minimised(loss: Callable[[], Tensor], parameters: list[nn.Parameter], steps:
 
 
 @torch.no_grad()
-def encoded(images: Tensor, layer: nn.Module, whiten: Whitening, data: Patches, batch: int = 100) -> Tensor:
-    """(n, 4 n_features): |W x| of every window, averaged over each quadrant."""
-    weight = layer.weight.detach()
+def encoded(images: Tensor, weight: Tensor, whiten: Whitening, data: Patches, batch: int = 50) -> Tensor:
+    """(n, 8 n_features): positive and negative parts of W x in every window x, each averaged over every quadrant.
+
+    Normalising and whitening are linear but for the division by a window's deviation, so they go into the filters and
+    images are convolved with them: the same as `whiten` on `windows`, in a tenth of the time.
+    """
+    filters = weight @ whiten.matrix
+    offset = (filters @ whiten.mean)[:, None, None]
+    filters = filters - filters.mean(1, keepdim=True)  # takes off the mean of what it meets
+    bank = filters.reshape(-1, images.shape[1], data.size, data.size)
     out = []
     for part in images.split(batch):
-        found = (whiten(windows(part, data.size, data.stride)) @ weight.T).abs()
-        side = round(found.shape[1] ** 0.5)
-        maps = found.transpose(1, 2).reshape(len(part), -1, side, side)
-        out.append(functional.adaptive_avg_pool2d(maps, 2).flatten(1))
+        mean, square = (
+            functional.avg_pool2d(one, data.size, data.stride).mean(1, keepdim=True) for one in (part, part.square())
+        )
+        scale = (square - mean.square() + VARIANCE_FLOOR).rsqrt()
+        found = functional.conv2d(part, bank, stride=data.stride) * scale - offset
+        parts = torch.cat([found.clamp(min=0), (-found).clamp(min=0)], 1)
+        out.append(functional.adaptive_avg_pool2d(parts, 2).flatten(1))
     return torch.cat(out)
 
 
 def classified(codes: Split, steps: int) -> dict[str, float]:
     """Errors of a linear classifier, one against the rest with a squared hinge loss, at the penalty that suits the
     validation images."""
-    mean, deviation = codes.training.inputs.mean(0), codes.training.inputs.std(0) + 1e-3
+    mean, deviation = codes.training.inputs.mean(0), codes.training.inputs.std(0) + CODE_FLOOR
     scaled = [(part.inputs - mean) / deviation for part in codes]
+    values, axes = torch.linalg.eigh(torch.cov(scaled[0].T))
+    training, *others = (inputs @ axes for inputs in scaled)
     targets = 2 * functional.one_hot(codes.training.labels, 10).float() - 1
+    weight, bias = torch.zeros(len(values), 10), torch.zeros(10)
     best: dict[str, float] = {}
     for penalty in PENALTIES:
-        machine = nn.Linear(scaled[0].shape[1], 10)
-        nn.init.zeros_(machine.weight)
-
-        def loss(machine: nn.Linear = machine, penalty: float = penalty) -> Tensor:
-            hinge = (1 - targets * machine(scaled[0])).clamp(min=0).square().sum(1).mean()
-            return hinge + penalty * machine.weight.square().sum()
-
-        minimised(loss, list(machine.parameters()), steps)
-        with torch.no_grad():
-            validation, test = (
-                round(100 * float((machine(inputs).argmax(1) != part.labels).float().mean()), 4)
-                for inputs, part in zip(scaled[1:], codes[1:], strict=True)
-            )
+        weight, bias = classifier(training, targets, penalty, values, (weight, bias), steps)
+        validation, test = (
+            round(100 * float(((inputs @ weight + bias).argmax(1) != part.labels).float().mean()), 4)
+            for inputs, part in zip(others, codes[1:], strict=True)
+        )
         if not best or validation < best["validation_error"]:
             best = {"validation_error": validation, "test_error": test, "penalty": penalty}
     return best
+
+
+def classifier(
+    codes: Tensor, targets: Tensor, penalty: float, variances: Tensor, start: tuple[Tensor, Tensor], steps: int
+) -> tuple[Tensor, Tensor]:
+    """Weight (n_codes, 10) and bias (10,) of least  sum (1 - t (c W + b))_+^2 / n + penalty |W|^2.
+
+    Args:
+        codes: (n, n_codes) c, along principal axes. There the loss curves about as the variance plus the penalty, and
+            in weights divided by the root of that L-BFGS needs tens of steps, not thousands.
+        targets: (n, 10) t, 1 of the image's class and -1 of the others.
+        variances: (n_codes,) of the codes.
+        start: weight and bias to go on from.
+        steps: of L-BFGS, at most.
+    """
+    stretch = (variances.clamp(min=0) + penalty).rsqrt()[:, None]
+    weight, bias = nn.Parameter(start[0] / stretch), nn.Parameter(start[1].clone())
+
+    def loss() -> Tensor:
+        hinge = (1 - targets * (codes @ (stretch * weight) + bias)).clamp(min=0).square().sum(1).mean()
+        return hinge + penalty * (stretch * weight).square().sum()
+
+    minimised(loss, [weight, bias], steps)
+    return (stretch * weight).detach(), bias.detach()
 
 
 def run(setting: Setting, data: Patches, seed: int) -> dict[str, Any]:
@@ -186,23 +224,24 @@ def run(setting: Setting, data: Patches, seed: int) -> dict[str, Any]:
             nn.Sequential(layer), setting.method, setting.fraction, [data.place._replace(name="0")], raw, seed
         )[0]
     objective = minimised(lambda: cost(layer.weight, patches, data.weight), list(layer.parameters()), data.steps)
-    codes = Split(*(Labelled(encoded(part.inputs, layer, whiten, data), part.labels) for part in parts))
+    weight = layer.weight.detach()
+    codes = Split(*(Labelled(encoded(part.inputs, weight, whiten, data), part.labels) for part in parts))
     return {
         **learned(layer, [data.place]),
         "objective": round(objective, 4),
-        **classified(codes, data.steps),
+        **classified(codes, data.classifier_steps),
         "processor_s": round(time.process_time() - start, 1),
     }
 
 
 def load(path: Path) -> Patches:
     training, test = read_cifar10(path)
-    return Patches(training, test, 8, 2, 100, 20_000, len(test.labels) // 5, 200)
+    return Patches(training, test, 8, 2, 50, 10_000, len(test.labels) // 5, 100, 60)
 
 
 def load_digits() -> Patches:
     training, test = digits.images()
-    return Patches(training, test, 5, 1, 16, 2000, 300, 60)
+    return Patches(training, test, 5, 1, 8, 2000, 300, 60, 60)
 
 
 EXPERIMENT = Experiment("rica", "Reconstruction ICA on CIFAR-10", CIFAR_FROM, SETTINGS, load, load_digits, run)
