@@ -96,9 +96,15 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     n = tensors[0].numel()
     flat = [tensor.numpy().reshape(-1) if tensor.dtype in _OF_NUMPY else tensor.reshape(-1) for tensor in tensors]
+    if n <= _CHUNK:
+        yield tuple(map(_as_numpy, flat))
+        return
     for first in range(0, n, _CHUNK):
-        pieces = flat if n <= _CHUNK else [whole[first : first + _CHUNK] for whole in flat]
-        yield tuple(part if isinstance(part, np.ndarray) else part.float().numpy() for part in pieces)
+        yield tuple(_as_numpy(whole[first : first + _CHUNK]) for whole in flat)
+
+
+def _as_numpy(part: NDArray[np.floating[Any]] | Tensor) -> NDArray[np.floating[Any]]:
+    return part if isinstance(part, np.ndarray) else part.float().numpy()
 
 
 @compiled_sums
