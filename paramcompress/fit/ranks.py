@@ -78,7 +78,7 @@ def low_ranks(
         atoms, coefficients, values = factors(rank)
     else:
         gain = _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target, bits)
-        if gain < LEAST_SHARE * bits:
+        if gain <= LEAST_SHARE * bits:
             return
         energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
@@ -87,7 +87,7 @@ def low_ranks(
             best, gain = _best_rank(values, directions, energies, len(weight), target, bits)
             if best < min(n_looked_at, smaller):
                 break
-        if gain < LEAST_GAIN * bits:
+        if gain <= LEAST_GAIN * bits:
             return
         ranks = {best, best // 2} - {0} if thorough else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
