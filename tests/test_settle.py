@@ -42,6 +42,11 @@ def test_sides_have_classes_where_their_loudness_differs(loud: str, rng: np.rand
         assert found >= 4 if loud in (name, "both") else found <= 1
 
 
+def test_a_side_whose_classes_do_not_pay_has_none(rng: np.random.Generator) -> None:
+    """Eight numbers do not tell how loud a row is: classes that follow their chance loudness take a tenth of all bits."""
+    assert np.ptp(settled(noise(rng, 8, 256), 0.02).scales.rows) == 0
+
+
 @pytest.mark.parametrize("share", [0.003, 0.02])
 @pytest.mark.parametrize("n_states", [1, 8])
 def test_the_step_has_nearly_the_error(share: float, n_states: int, rng: np.random.Generator) -> None:
