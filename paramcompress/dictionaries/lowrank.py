@@ -14,7 +14,7 @@ from paramcompress.jit import compiled, compiled_sums
 
 EXACT_BELOW = 32
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
-OVERSAMPLING = 8
+OVERSAMPLING = 4
 N_PASSES = 2
 """Times that the random start is multiplied by W^T W."""
 
