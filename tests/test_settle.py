@@ -43,7 +43,7 @@ def test_sides_have_classes_where_their_loudness_differs(loud: str, rng: np.rand
 
 
 def test_a_side_whose_classes_do_not_pay_has_none(rng: np.random.Generator) -> None:
-    """Eight numbers do not tell how loud a row is: classes that follow their chance loudness take a tenth of all bits."""
+    """Eight numbers do not tell how loud a row is: classes that follow their chance loudness cost more."""
     assert np.ptp(settled(noise(rng, 8, 256), 0.02).scales.rows) == 0
 
 

@@ -21,8 +21,8 @@ def chosen_layers(
     """Layers to be replaced, in the order of the model, with their dictionaries; each by the first of its names.
 
     Raises:
-        PredictionError: no module, no dictionary, no layer at all, or a pattern that names none; one of `include`, or of
-            dictionaries where nothing is included, that names none that can be predicted.
+        PredictionError: no module, no dictionary, no layer at all, or a pattern that names none; one of `include`, or
+            of dictionaries where nothing is included, that names none that can be predicted.
         ConfigError: a pattern that is no regular expression.
     """
     if not isinstance(model, nn.Module):
