@@ -34,6 +34,11 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
     return deviation_of_parts([(original, decoded)])
 
 
+def deviation_of_arrays(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> Deviation:
+    """The same for two arrays of one shape, without the detour through torch."""
+    return _deviation(*_sums(original.reshape(-1), decoded.reshape(-1), 1.0))
+
+
 def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
     """The same for a tensor that comes in parts. float64 comes in one: squares may not fit, so these are scaled."""
     squared = norm = largest = 0.0
@@ -47,6 +52,11 @@ def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
         for part in _parts(original, decoded):
             sums = _sums(*part, scale)
             squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
+    return _deviation(squared, norm, largest)
+
+
+def _deviation(squared: float, norm: float, largest: float) -> Deviation:
+    """From the sums of squared differences and of squared originals, and the largest difference."""
     if not math.isfinite(squared):  # NaN would be under every limit
         return Deviation(math.inf, math.inf)
     if largest == 0:

@@ -21,7 +21,7 @@ from paramcompress.fit import ranks
 from paramcompress.fit.estimate import estimated_bits
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.search import MOST_STEPS, Unfit, search_sparse, search_step
-from paramcompress.fit.transforms import Transform
+from paramcompress.fit.transforms import NONE, Transform
 from paramcompress.jit import compiled
 from paramcompress.metrics import largest_of
 from paramcompress.trellis import TRELLISES
@@ -123,7 +123,7 @@ def _choose(
 ) -> tuple[Transform, LowRank | None]:
     """Dictionary of fewest bytes at mean squared error `target`: the transform first, then low rank on top of it."""
     if 1 in weight.shape and choice == Choice() and not layout.takes_transform:
-        return Transform("none"), None
+        return NONE, None
     asked = None if choice.dictionary is None else choice.dictionary.split("+")
     sample = Sample.of(weight, effort.sample, layout.kernel_size)
 
