@@ -21,7 +21,6 @@ import faulthandler
 import hashlib
 import json
 import os
-import platform
 import random
 import resource
 import shutil
@@ -32,9 +31,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from origin import origin
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -296,16 +296,7 @@ def scratch() -> Iterator[Path]:
 
 def about() -> dict[str, Any]:
     """Where and with what this runs."""
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    names = ("paramcompress", "torch", "numpy", "numba", "safetensors", "zstandard")
-    return {
-        "command": "python benchmarks/guarantees.py",
-        "commit": commit,
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-    }
+    return {"command": "python benchmarks/guarantees.py", **origin()}
 
 
 def main() -> int:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from origin import origin
 from torch import nn
 
 import paramcompress
@@ -86,9 +84,7 @@ def main() -> None:
     record = {
         "name": "importance",
         "command": "python benchmarks/importance.py",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "versions": {"paramcompress": paramcompress.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **origin(),
         "threads": torch.get_num_threads(),
         "seed": 0,
         "results": results,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -179,8 +179,9 @@ class Factors:
         """Whether every partial sum of the reconstruction stays below 2**53 units of its lowest power of two."""
         if self.stored is not None:
             peak = float(entropy.peak(self.stored.points))
-            if self.basis_matrix is not None:
-                peak *= float(np.abs(self.basis_matrix[0]).sum(1).max())
+            basis = self.basis_matrix
+            if basis is not None:
+                peak *= float(np.abs(basis[0]).sum(1).max())
             if peak >= 2.0**53:
                 return False
         if self.low_rank is not None:
@@ -188,7 +189,7 @@ class Factors:
             return bool(_largest_sum(one.coefficients.points, one.atoms.points, one.exponents) < 2.0**53)
         return True
 
-    @cached_property
+    @property
     def basis_matrix(self) -> tuple[NDArray[np.float64], int] | None:
         """Integers M (K, K) and the exponent e of Q = M * 2**e; None for no transform."""
         if self.transform == "patch":
@@ -205,8 +206,9 @@ class Factors:
         nothing = np.zeros((0, 0))
         points = np.zeros((0, 0), np.int32) if self.stored is None else self.stored.points
         matrix = nothing
-        if self.basis_matrix is not None:
-            integers, exponent = self.basis_matrix
+        basis = self.basis_matrix
+        if basis is not None:
+            integers, exponent = basis
             matrix = integers * 2.0**exponent
         coefficients, atoms, scale = nothing, np.zeros((0, 0), np.int32), 0.0
         if self.low_rank is not None:

@@ -140,7 +140,9 @@ class Job:
                 piece, digest, output_error = made
                 key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, digest)
                 twin = first_with.setdefault(key, piece.entry) if info.n_bytes >= _LEAST_TWIN_BYTES else piece.entry
-                entry = piece.entry if twin is piece.entry else _same(twin, info.name, tied=False)
+                entry = piece.entry
+                if twin is not piece.entry:  # what they decode to is the same; they themselves need not be
+                    entry = replace(_same(twin, info.name, tied=False), rel_error=piece.entry.rel_error)
                 stream = piece.stream
                 self.digests[info.name] = digest
                 found[info.name] = piece.found, output_error

@@ -182,7 +182,7 @@ def _encode_factored(
     else:
         return None
     piece = _factored_piece(info, tensor, stream, factors, crc, found.rel_error)
-    return piece and replace(piece, note=_unheeded(setting.choice, factors), found=found if prove else None)
+    return piece and Piece(piece.entry, piece.stream, _unheeded(setting.choice, factors), found if prove else None)
 
 
 def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece | None:
@@ -197,6 +197,9 @@ def piece_of(info: TensorInfo, tensor: Tensor, factors: codec.Factors) -> Piece 
 def _seen(tensor: Tensor, factors: codec.Factors, dtype: torch.dtype) -> tuple[metrics.Deviation, int]:
     """Distance of a tensor from what factors come to in dtype, and the CRC-32 of that; of a large one some rows at a
     time, since all of it would take as much memory as the tensor."""
+    if tensor.numel() <= _SEEN_WEIGHTS and dtype == torch.float32:
+        matrix = factors.reconstruct()
+        return metrics.deviation_of_arrays(tensor.numpy(), matrix), zlib.crc32(matrix)  # type: ignore[arg-type]
     if tensor.numel() <= _SEEN_WEIGHTS or dtype == torch.float64:
         decoded = codec.to_tensor(factors.reconstruct(), tuple(tensor.shape), dtype)
         return metrics.deviation(tensor, decoded), crc_of(decoded)
@@ -322,4 +325,6 @@ def _raw(tensor: Tensor) -> memoryview:
 
 def crc_of(tensor: Tensor) -> int:
     """CRC-32 of the little-endian bytes of a tensor."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return zlib.crc32(tensor.numpy())  # type: ignore[arg-type]
     return zlib.crc32(_raw(tensor))

@@ -34,6 +34,11 @@ def deviation(original: Tensor, decoded: Tensor) -> Deviation:
     return deviation_of_parts([(original, decoded)])
 
 
+def deviation_of_arrays(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> Deviation:
+    """The same for two arrays of one shape, without the detour through torch."""
+    return _deviation(*_sums(original.reshape(-1), decoded.reshape(-1), 1.0))
+
+
 def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
     """The same for a tensor that comes in parts. float64 comes in one: squares may not fit, so these are scaled."""
     squared = norm = largest = 0.0
@@ -47,6 +52,11 @@ def deviation_of_parts(pairs: Iterable[tuple[Tensor, Tensor]]) -> Deviation:
         for part in _parts(original, decoded):
             sums = _sums(*part, scale)
             squared, norm, largest = squared + sums[0], norm + sums[1], max(largest, sums[2])
+    return _deviation(squared, norm, largest)
+
+
+def _deviation(squared: float, norm: float, largest: float) -> Deviation:
+    """From the sums of squared differences and of squared originals, and the largest difference."""
     if not math.isfinite(squared):  # NaN would be under every limit
         return Deviation(math.inf, math.inf)
     if largest == 0:
@@ -96,9 +106,15 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[NDArray[np.floating[Any]], ...]]:
     """Flat pieces of all as numpy arrays; dtypes that numpy lacks as float32, which holds them."""
     n = tensors[0].numel()
     flat = [tensor.numpy().reshape(-1) if tensor.dtype in _OF_NUMPY else tensor.reshape(-1) for tensor in tensors]
+    if n <= _CHUNK:
+        yield tuple(map(_as_numpy, flat))
+        return
     for first in range(0, n, _CHUNK):
-        pieces = flat if n <= _CHUNK else [whole[first : first + _CHUNK] for whole in flat]
-        yield tuple(part if isinstance(part, np.ndarray) else part.float().numpy() for part in pieces)
+        yield tuple(_as_numpy(whole[first : first + _CHUNK]) for whole in flat)
+
+
+def _as_numpy(part: NDArray[np.floating[Any]] | Tensor) -> NDArray[np.floating[Any]]:
+    return part if isinstance(part, np.ndarray) else part.float().numpy()
 
 
 @compiled_sums

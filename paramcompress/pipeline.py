@@ -532,7 +532,7 @@ def _cut_ties(entries: Sequence[Entry], original: Checkpoint) -> list[Entry]:
     stored = {entry.name: entry for entry in entries}
     ties = {info.name: info.alias_of for info in original.tensors}
     return [
-        replace(stored[entry.same_as], name=entry.name)
+        replace(stored[entry.same_as], name=entry.name, rel_error=entry.rel_error)
         for entry in entries
         if entry.same_as is not None and ties[entry.name] != entry.same_as
     ]

@@ -482,6 +482,28 @@ def test_views_of_big_storage_and_strides() -> None:
     assert Path(SQUEEZED).stat().st_size < big.numel() * 4 / 3
 
 
+def test_regression_twins_of_one_stream_keep_their_own_errors() -> None:
+    """Numbers that all become zero may leave the stream as it is, and not the error: the index said the first one's."""
+    limits = {"layers": {"*": {"max_rel_error": 0.3}}, "force": True}
+    torch.manual_seed(1)
+    first = torch.randn(2000)
+    squeeze({"a": first}, **limits)
+    zeros = (paramcompress.load_file(SQUEEZED)["a"] == 0).nonzero()[:, 0]
+    for n_changed in range(1, 9):
+        other = first.clone()
+        other[zeros[:n_changed]] *= 1.3
+        report = squeeze({"a": first, "b": other}, **limits)
+        with container.Reader(Path(SQUEEZED)) as reader:
+            a, b = reader.index.entries
+        if b.same_as == "a" and a.rel_error != b.rel_error:
+            break
+    else:
+        pytest.fail("no two tensors of one stream and two errors")
+    assert [layer.round_up(one.rel_error) for one in report.layers] == [a.rel_error, b.rel_error]
+    torch.save({"a": first, "b": other}, "original.pt")
+    assert paramcompress.verify(SQUEEZED, "original.pt").verified
+
+
 def test_ties_are_kept_and_twins_stay_two() -> None:
     weight = torch.randn(60, 50)
     source = {"a": weight, "tied": weight, "twin": weight.clone()}

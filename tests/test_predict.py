@@ -631,6 +631,7 @@ def test_other_requests_that_make_no_sense() -> None:
         ("NaN", lambda: linear().project(torch.full((25, N_IN), float("nan")))),
         ("without numbers", lambda: predict.convert(mlp().to("meta"), 0.1, predict.RandomFixed(), start="project")),
         ("order 'fast'", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed(), order="fast")),
+        ("OrderedDict has no layers", lambda: predict.convert(mlp().state_dict(), 0.1, predict.RandomFixed())),  # type: ignore[arg-type]
         ("RandomFixed'> is no dictionary", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed)),  # type: ignore[arg-type]
         ("is no dictionary", lambda: predict.convert(mlp(), 0.1, {0: predict.RandomFixed()})),  # type: ignore[dict-item]
         ("no layer is named 'fc'", lambda: predict.convert(mlp(), 0.1, predict.RandomFixed(), exclude="fc")),

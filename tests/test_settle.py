@@ -7,11 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from paramcompress import prices
-from paramcompress.codec import Layout
+from paramcompress.codec import Layout, LowRank
 from paramcompress.fit import EFFORTS, Choice, fit, ranks
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.settle import TRELLIS_STEP, Settled, on_plain_grid, settle
+from paramcompress.fit.transforms import Transform
 from paramcompress.metrics import moments
 from paramcompress.quantize import quantize
 from paramcompress.trellis import TRELLISES
@@ -39,6 +40,11 @@ def test_sides_have_classes_where_their_loudness_differs(loud: str, rng: np.rand
     spread = [int(np.ptp(one[one >= 0])) for one in (scales.rows, scales.columns)]  # in half octaves
     for found, name in zip(spread, ("rows", "columns"), strict=True):
         assert found >= 4 if loud in (name, "both") else found <= 1
+
+
+def test_a_side_whose_classes_do_not_pay_has_none(rng: np.random.Generator) -> None:
+    """Eight numbers do not tell how loud a row is: classes that follow their chance loudness cost more."""
+    assert np.ptp(settled(noise(rng, 8, 256), 0.02).scales.rows) == 0
 
 
 @pytest.mark.parametrize("share", [0.003, 0.02])
@@ -113,6 +119,24 @@ def test_the_largest_direction_at_every_scale(scale: float, rng: np.random.Gener
     factors = fit(weight, Layout.of(weight.shape), 0.02 * float(np.square(weight.astype(np.float64)).sum()), *FIT)
     error = np.square(weight.astype(np.float64) - factors.reconstruct()).sum()
     assert error < 0.021 * np.square(weight.astype(np.float64)).sum()
+
+
+def test_a_layer_without_bits_gets_no_low_rank(rng: np.random.Generator) -> None:
+    """All of it is less than the error that is allowed, so there is nothing that a direction could save."""
+    weight = noise(rng, 64, 64)
+    assert not tried(weight, 2.0, bits=0.0)
+
+
+def test_low_rank_is_asked_by_the_bits_that_a_layer_really_takes(rng: np.random.Generator) -> None:
+    """A direction saves the Gaussian share of them; of few bits that is less than its own."""
+    weight = noise(rng, 64, 64) + 1
+    by_theory = 64 * 64 / 2 * np.log2(2 / 0.1)
+    assert tried(weight, 0.1, bits=by_theory)
+    assert not tried(weight, 0.1, bits=by_theory / 8)
+
+
+def tried(weight: NDArray[np.float32], target: float, *, bits: float) -> list[LowRank]:
+    return list(ranks.low_ranks(weight, Transform("none"), target, None, 0, "cpu", False, bits))
 
 
 def test_nothing_has_no_direction() -> None:

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,14 +22,13 @@ from typing import Any
 
 import torch
 
-import paramcompress
+from benchmarks.origin import origin
 
 from . import cifar, mnist, report, rica, speech
 from .experiment import Experiment, Setting
 from .store import FOLDER, Store
 
 EXPERIMENTS = {one.name: one for one in (mnist.EXPERIMENT, cifar.EXPERIMENT, rica.EXPERIMENT, speech.EXPERIMENT)}
-ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,14 +83,7 @@ def pieces(experiment: Experiment, patterns: list[str], n_seeds: int | None) -> 
 
 def about(name: str, threads: int) -> dict[str, Any]:
     """How a result came about."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "command": f"python -m benchmarks.paper {name}",
-        "commit": commit.stdout.strip(),
-        "versions": {"paramcompress": paramcompress.__version__, "torch": torch.__version__},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": threads,
-    }
+    return {"command": f"python -m benchmarks.paper {name}", **origin(), "threads": threads}
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ The paper stores the transpose: its W is (n_in, n_out), its U our D, its V our C
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paramcompress.jit import compiled, compiled_sums
+
 EXACT_BELOW = 32
 """Shorter side up to which the Gram matrix is decomposed whole; above, the randomised range finder is quicker."""
-OVERSAMPLING = 8
+OVERSAMPLING = 4
 N_PASSES = 2
 """Times that the random start is multiplied by W^T W."""
 
@@ -52,17 +55,40 @@ def truncated_svd(weight: Tensor, rank: int, *, generator: torch.Generator) -> t
     image = tall @ basis
     # within the subspace found, rotate to singular directions: eigenvectors of the small Gram matrix
     rotation = torch.linalg.eigh(image.T @ image)[1].flip(1)[:, :rank]
-    basis, image = basis @ rotation, image @ rotation
-    values = image.square().sum(0).sqrt()  # `norm` takes five times as long
-    if not wide:
-        atoms, coefficients = basis, image
-    elif values[-1] > 1e-4 * values[0]:
-        atoms, coefficients = image / values, basis * values
-    else:  # what is divided by next to nothing would not be orthonormal
-        atoms = torch.linalg.qr(image)[0]
-        coefficients = weight.float() @ atoms
-    signs = atoms.gather(0, atoms.abs().argmax(0, keepdim=True)).sign()
-    return atoms * signs, coefficients * signs, values
+    # what is left is small, and each call of torch would take longer than what it does
+    atoms, coefficients = ((one @ rotation).cpu().numpy() for one in (basis, image))
+    values = _lengths(coefficients)
+    if wide and values[-1] > 1e-4 * values[0]:
+        atoms, coefficients = coefficients / values, atoms * values
+    elif wide:  # what is divided by next to nothing would not be orthonormal
+        left = torch.linalg.qr(image @ rotation)[0]
+        atoms, coefficients = left.cpu().numpy(), (weight.float() @ left).cpu().numpy()
+    _orient(atoms, coefficients)
+    first, second, third = (torch.from_numpy(one).to(weight.device) for one in (atoms, coefficients, values))
+    return first, second, third
+
+
+@compiled_sums
+def _lengths(columns):
+    """Of the columns of (n, r)."""
+    squares = np.zeros(columns.shape[1])
+    for i in range(columns.shape[0]):
+        for k in range(columns.shape[1]):
+            squares[k] += np.float64(columns[i, k]) * columns[i, k]
+    return np.sqrt(squares).astype(np.float32)
+
+
+@compiled
+def _orient(atoms, coefficients):
+    """Change signs so that the entry of largest magnitude of each atom, a column, is positive."""
+    for k in range(atoms.shape[1]):
+        largest = atoms[0, k]
+        for i in range(1, atoms.shape[0]):
+            if abs(atoms[i, k]) > abs(largest):
+                largest = atoms[i, k]
+        if largest < 0:
+            atoms[:, k] *= np.float32(-1)
+            coefficients[:, k] *= np.float32(-1)
 
 
 def _gram_basis(tall: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from paramcompress.fit import ranks
 from paramcompress.fit.estimate import estimated_bits
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.search import MOST_STEPS, Unfit, search_sparse, search_step
-from paramcompress.fit.transforms import Transform
+from paramcompress.fit.transforms import NONE, Transform
 from paramcompress.jit import compiled
 from paramcompress.metrics import largest_of
 from paramcompress.trellis import TRELLISES
@@ -123,7 +123,7 @@ def _choose(
 ) -> tuple[Transform, LowRank | None]:
     """Dictionary of fewest bytes at mean squared error `target`: the transform first, then low rank on top of it."""
     if 1 in weight.shape and choice == Choice() and not layout.takes_transform:
-        return Transform("none"), None
+        return NONE, None
     asked = None if choice.dictionary is None else choice.dictionary.split("+")
     sample = Sample.of(weight, effort.sample, layout.kernel_size)
 
@@ -149,14 +149,12 @@ def _choose(
         sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
     wanted = choice.rank != 0 and (effort.fitted or bool(choice.rank) if asked is None else "lowrank" in asked)
-    if not wanted:
+    if not wanted or (choice.rank is None and ranks.is_too_small(weight)):
         return best, None
-    forced = choice.rank is not None or asked is not None
-    least = math.inf if forced else None
+    alone = min(sizes) or n_bytes(best, None)
+    least = alone if choice.rank is None and asked is None else math.inf
     chosen = None
-    for low_rank in ranks.low_ranks(weight, best, target, choice.rank, seed, device, effort.thorough):
-        if least is None:
-            least = min(sizes) or n_bytes(best, None)
+    for low_rank in ranks.low_ranks(weight, best, target, choice.rank, seed, device, effort.thorough, 8 * alone):
         n = n_bytes(best, low_rank)
         if n < least:
             least, chosen = n, low_rank

@@ -35,16 +35,23 @@ SPECTRUM = (8, 16, 32)
 WIDE = 96
 """Shorter side from which on the second of these is where it begins: fewer are rarely enough there."""
 LEAST_LOW_RANK = 2048
-"""Weights below which low rank is not looked for unasked."""
+"""Weights below which low rank is not looked for."""
 LEAST_GAIN = 0.01
 """Share of the layer's bits that low rank has to promise before it is tried."""
 LEAST_SHARE = 0.002
 """The same of the largest direction alone: where it is less, all of them together rarely come to LEAST_GAIN."""
+_EXCESS = 0.25
+"""Bits of a number that a scalar quantiser and its coder need beyond the rate-distortion function."""
 _ENERGY_ROWS = 32
 """Features from which the energies of the columns are measured."""
 _POWER_STEPS = 3
 _POWER_MARGIN = 1.15
 """What power iteration after so few steps may fall short of the largest squared singular value by."""
+
+
+def is_too_small(weight: NDArray[np.float32]) -> bool:
+    """Whether low rank is not even looked for."""
+    return min(weight.shape) < 4 or weight.size < LEAST_LOW_RANK
 
 
 def low_ranks(
@@ -55,8 +62,10 @@ def low_ranks(
     seed: int,
     device: str,
     thorough: bool,
+    bits: float,
 ) -> Iterator[LowRank]:
-    """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
+    """Quantised low-rank parts worth trying beside a transform, which alone leaves so many bits; of the given rank if
+    there is one."""
     smaller = min(weight.shape)
 
     def factors(n: int) -> tuple[NDArray[np.float32], ...]:
@@ -68,19 +77,17 @@ def low_ranks(
         ranks = {min(rank, smaller)}
         atoms, coefficients, values = factors(rank)
     else:
-        if smaller < 4 or weight.size < LEAST_LOW_RANK:
-            return
-        gain, bits = _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target)
-        if gain < LEAST_SHARE * bits:
+        gain = _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target, bits)
+        if gain <= LEAST_SHARE * bits:
             return
         energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
             atoms, coefficients, values = factors(n_looked_at)
             directions = transform.coordinates(np.ascontiguousarray((atoms * values).T))
-            best, gain = _best_rank(values, directions, energies, len(weight), target)
+            best, gain = _best_rank(values, directions, energies, len(weight), target, bits)
             if best < min(n_looked_at, smaller):
                 break
-        if gain < LEAST_GAIN * bits:
+        if gain <= LEAST_GAIN * bits:
             return
         ranks = {best, best // 2} - {0} if thorough else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
@@ -101,9 +108,8 @@ def n_bytes(low_rank: LowRank) -> int:
 
 
 @compiled_sums
-def _largest_gain(weight, some_rows, inverse, target):
-    """Bits that the largest direction saves, and bits of the layer, by the energies of some of its rows in the
-    coordinates of a transform."""
+def _largest_gain(weight, some_rows, inverse, target, bits):
+    """Bits that the largest direction saves, by the energies of some rows in the coordinates of a transform."""
     n_rows, n_columns = weight.shape
     some = np.empty((len(some_rows), n_columns), np.float32)
     for i in range(len(some_rows)):
@@ -111,14 +117,11 @@ def _largest_gain(weight, some_rows, inverse, target):
     x = np.empty((n_columns, len(some_rows)), np.float32)
     turn(some, inverse, x)
     energies = mean_squares(x)
-    bits = n_rows * n_columns / 4
-    for energy in energies:
-        bits += n_rows / 2 * np.log2(max(energy / target, 1.0))
     value, atom = _largest(weight)
     value *= np.sqrt(_POWER_MARGIN)
     direction = np.empty((n_columns, 1), np.float32)
     turn((atom * np.float32(value)).reshape(1, -1), inverse, direction)
-    return _best_rank(np.array([value]), direction, energies, n_rows, target)[1], bits
+    return _best_rank(np.array([value]), direction, energies, n_rows, target, bits)[1]
 
 
 @compiled_sums
@@ -168,8 +171,11 @@ def mean_squares(x):
 
 
 @compiled
-def _best_rank(values, directions, energies, n, target):
+def _best_rank(values, directions, energies, n, target, bits):
     """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
+
+    It is right for layers like noise. Many others take fewer bits than it says, and then save less, too: by the same
+    share.
 
     Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n /
     2 log2 of their ratio, down to the target. The n + m numbers of a direction, quantised with the noise of
@@ -177,9 +183,13 @@ def _best_rank(values, directions, energies, n, target):
     added to what is left.
 
     values: (r,) singular values, falling. directions: (m, r) atoms times singular values, in the coordinates that are
-    quantised. energies: (m,) mean squares of the columns there. n: features.
+    quantised. energies: (m,) mean squares of the columns there. n: features. bits: without low rank, estimated.
     """
     m = len(energies)
+    gaussian = n * m * _EXCESS
+    for energy in energies:
+        gaussian += n / 2 * np.log2(max(energy / target, 1.0))
+    share = min(bits / gaussian, 1.0)
     left = energies.copy()
     best, best_gain, cost = 0, 0.0, 0.0
     for r in range(len(values)):
@@ -193,7 +203,7 @@ def _best_rank(values, directions, energies, n, target):
         for k in (n, m):
             cost += k / 2 * np.log2(1 + np.float64(values[r]) ** 2 / (k * noise)) + 0.7 * k
         added = n * m / 2 * np.log2(1 + ATOM_NOISE * (r + 1) * (n + m) / (n * m))
-        gain = n / 2 * saved - cost - added
+        gain = share * (n / 2 * saved - added) - cost
         if gain > best_gain:
             best, best_gain = r + 1, gain
     return best, best_gain

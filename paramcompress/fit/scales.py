@@ -9,7 +9,6 @@ Shapes: x (n_columns, n_rows): a matrix column after column, as the trellis runs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class Profile:
         the quantiser leaves at zero must not shape the scales of the rest."""
         return cls(*fit_scales(x, floor))
 
-    @cached_property
+    @property
     def peak(self) -> float:
         """Largest magnitude in x."""
         return float(self.column_peaks.max())

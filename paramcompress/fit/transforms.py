@@ -44,7 +44,7 @@ class Transform:
             axes = principal_basis(np.ascontiguousarray(some))
             basis = np.clip(np.rint(axes * PATCH_SCALE), -128, 127).astype(np.int8)
             return cls(name, basis, basis.astype(np.float64) / PATCH_SCALE)
-        return _cosine(layout.kernel) if name == "cosine" else cls(name)
+        return _cosine(layout.kernel) if name == "cosine" else NONE
 
     @property
     def n_bytes(self) -> int:
@@ -70,6 +70,9 @@ class Transform:
         x = np.empty(rest.shape[::-1], np.float32)
         turn(rest, self.inverse, x)
         return x
+
+
+NONE = Transform("none")
 
 
 @cache

@@ -21,10 +21,14 @@ def chosen_layers(
     """Layers to be replaced, in the order of the model, with their dictionaries; each by the first of its names.
 
     Raises:
-        PredictionError: no dictionary, no layer at all, or a pattern that names none; one of `include`, or of
-            dictionaries where nothing is included, that names none that can be predicted.
+        PredictionError: no module, no dictionary, no layer at all, or a pattern that names none; one of `include`, or
+            of dictionaries where nothing is included, that names none that can be predicted.
         ConfigError: a pattern that is no regular expression.
     """
+    if not isinstance(model, nn.Module):
+        raise PredictionError(
+            f"{type(model).__name__} has no layers to predict", hint="pass the model, not its state_dict"
+        )
     if dictionaries is None:
         raise PredictionError("no dictionary to predict weights with", hint="such as predict.RandomFixed()")
     by_pattern = {"*": dictionaries} if isinstance(dictionaries, Dictionary) else dictionaries
