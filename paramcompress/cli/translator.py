@@ -85,9 +85,14 @@ def _come_again(lost: Any) -> None:
     if not isinstance(lost.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    later = threading.Timer(0.01, _thread.interrupt_main)
-    later.daemon = True
-    later.start()
+    while True:
+        try:
+            later = threading.Timer(0.01, _thread.interrupt_main)
+            later.daemon = True
+            later.start()
+            return
+        except KeyboardInterrupt:  # so little later that this is where it came
+            continue
 
 
 def _discard_output() -> None:
