@@ -5,6 +5,7 @@ Reads the zip format of torch 1.6 and later and the older one; writes the zip fo
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 import re
@@ -77,7 +78,8 @@ def _only_safe_globals(classes: list[Any]) -> Iterator[None]:
     """Exactly `classes` beside torch's own; what this process allowed before is back afterwards."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(classes)
+    # bytes in a pickle of protocol 2 are a call of codecs.encode, which torch before 2.5 does not allow by itself
+    torch.serialization.add_safe_globals([*classes, codecs.encode])
     try:
         yield
     finally:
