@@ -78,8 +78,8 @@ def _only_safe_globals(classes: list[Any]) -> Iterator[None]:
     """Exactly `classes` beside torch's own; what this process allowed before is back afterwards."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    # bytes in a pickle of protocol 2 are a call of codecs.encode, which torch before 2.5 does not allow by itself
-    torch.serialization.add_safe_globals([*classes, codecs.encode])
+    # these bytes and complex numbers are calls of in a pickle; torch 2.4 does not allow them by itself
+    torch.serialization.add_safe_globals([*classes, codecs.encode, complex])
     try:
         yield
     finally:
