@@ -175,7 +175,7 @@ def default_output(source: Path) -> Path:
     return folder / (_stem(source) + _SUFFIX)
 
 
-def calibrate(
+def save_moments(
     source: Source,
     out: str | os.PathLike[str],
     *,
@@ -201,7 +201,7 @@ def calibrate(
 
 
 def default_stats(source: Path) -> Path:
-    """Where `calibrate` puts its file when nobody says: model.pt -> model.stats.safetensors, beside it."""
+    """Where `save_moments` puts its file when nobody says: model.pt -> model.stats.safetensors, beside it."""
     return default_output(source).with_name(_stem(source) + ".stats.safetensors")
 
 

@@ -42,7 +42,7 @@ RESULTS = {
     "check": PASSED,
     "diff": Difference("a", "b", 1, 1, ()),
     "make": None,
-    "calibrate": Calibration(Path("m.stats.safetensors"), 8, ("fc",)),
+    "save_moments": Calibration(Path("m.stats.safetensors"), 8, ("fc",)),
 }
 
 Call = tuple[str, tuple[object, ...], dict[str, object]]
@@ -55,7 +55,7 @@ class Conductor(types.ModuleType):
         super().__init__("paramcompress.pipeline")
         self.calls: list[Call] = []
         self.failure: BaseException | None = None
-        for name in (*NAMES, "make"):
+        for name in (*NAMES, "make", "save_moments"):
             setattr(self, name, self._stand_in(name))
 
     def _stand_in(self, name: str) -> Callable[..., object]:

@@ -42,7 +42,7 @@ def calibrate(
     from .. import pipeline
     from . import imported, terminal
 
-    found = pipeline.calibrate(
+    found = pipeline.save_moments(
         model,
         out or pipeline.default_stats(model),
         model=imported.call_for_model(builder),
