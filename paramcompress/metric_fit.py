@@ -34,7 +34,7 @@ from paramcompress.fit import Effort, ranks
 from paramcompress.fit.scales import DEAD_PEAK, Profile
 from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
-from paramcompress.trellis import TRELLISES
+from paramcompress.trellis import TRELLISES, columns_per_chain
 
 SHRINKAGE = 0.15
 """In units of price / (worth * variance). Theory for high rates says 1 / (2 ln 2) = 0.72; less is better, since the
@@ -51,6 +51,10 @@ RANKS = (2, 8, 32)
 """Of low-rank parts that are tried."""
 LEAST_SIDE = 16
 """Shorter side below which low rank is not looked for."""
+WIDEST_PIECE = 512
+"""Columns of a piece of a diagonal metric above which no transform is tried: where rows are few and kernels large."""
+_PIECE = 128
+"""Columns of a diagonal metric that are dealt with at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,9 @@ class MetricFit:
         self.target = weight.astype(np.float64) if target is None else target
         worth = np.maximum(metric.rows, FLOOR * max(float(metric.rows.mean()), 1e-300))
         columns = metric.columns
-        if columns.ndim == 2:
-            columns = np.stack([np.diag(diagonal) for diagonal in columns])
-        mean = float(np.einsum("gjj->", columns)) / (len(columns) * columns.shape[1])
-        self.metric = Metric(worth, columns + DAMPING * max(mean, 1e-300) * np.eye(columns.shape[1]))
+        diagonal = columns if columns.ndim == 2 else np.einsum("gjj->gj", columns)
+        damping = DAMPING * max(float(diagonal.mean()), 1e-300)
+        self.metric = Metric(worth, columns + (damping if columns.ndim == 2 else damping * np.eye(columns.shape[1])))
         self.dictionary, self.seed = dictionary, seed
         self._prepared: _Coordinates | None = None
 
@@ -129,7 +132,9 @@ class MetricFit:
 
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it."""
-        names = ("none", "patch", "cosine") if self.layout.takes_transform else ("none",)
+        narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
+        mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
+        names = ("none", "patch", "cosine") if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = min(plain, key=lambda one: self._cost(one, price)) if len(plain) > 1 else plain[0]
         candidates = [best, *(replace(best, low_rank=one) for one in self._low_ranks())]
@@ -154,13 +159,15 @@ class MetricFit:
         shape = self.weight.shape
         if not self.effort.fitted or min(shape) < LEAST_SIDE or len(self.metric.columns) > 1:
             return
-        root = np.linalg.cholesky(self.metric.columns[0])
+        metric = self.metric.columns[0]
+        root = np.sqrt(metric) if metric.ndim == 1 else np.linalg.cholesky(metric)
         worth = np.sqrt(self.metric.rows / self.metric.rows.mean())[:, None]
         generator = torch.Generator().manual_seed(self.seed)
         rank = min(max(RANKS), min(shape))
-        scaled = torch.from_numpy(worth * (self.weight @ root))
+        scaled = torch.from_numpy(worth * (self.weight * root if root.ndim == 1 else self.weight @ root))
         directions, image, _ = truncated_svd(scaled, rank, generator=generator)
-        atoms = np.linalg.solve(root.T, directions.double().numpy())
+        atoms = directions.double().numpy()
+        atoms = atoms / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, atoms)
         lengths = np.linalg.norm(atoms, axis=0)
         atoms, coefficients = atoms / lengths, image.double().numpy() / worth * lengths
         for r in RANKS:
@@ -175,10 +182,11 @@ class MetricFit:
                     yield found
 
     def _factors(self, one: _Coordinates, price: float, n_passes: int) -> Factors:
-        x, metric = one.shrunk(price)
+        x, metrics = one.shrunk(price)
         bits = one.worth / price  # a unit of squared error costs, for a metric of 1
-        worth = Worth(bits, metric)
-        step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(worth.pivots).mean())))
+        worths = [Worth(bits, metric) for metric in metrics]
+        pivots = np.concatenate([worth.pivots for worth in worths], 1)
+        step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(pivots).mean())))
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
@@ -190,7 +198,12 @@ class MetricFit:
         symbols: Symbols | None = None
         nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
         for passes in () if nothing else (0, n_passes):
-            points = quantize_in_metric(x, scales, trellis, cost, worth, passes)
+            points = np.concatenate(
+                [
+                    quantize_in_metric(x[at], replace(scales, columns=scales.columns[at]), trellis, cost, worth, passes)
+                    for at, worth in zip(one.places, worths, strict=True)
+                ]
+            )
             symbols = Symbols(points, scales, trellis)
             if not points.any():
                 symbols = None
@@ -219,51 +232,82 @@ class MetricFit:
         return min(ways, key=n_bits)
 
 
+def _piece_columns(n_rows: int, period: int) -> int:
+    """Columns of the pieces into which a diagonal metric falls: whole chains of the trellis, and whole kernels."""
+    least = period * columns_per_chain(n_rows)
+    return least * max(1, _PIECE // least)
+
+
 class _Coordinates:
-    """Target and metric in the coordinates of a dictionary, with what shrinking at several prices has in common."""
+    """Target and metric in the coordinates of a dictionary, with what shrinking at several prices has in common.
+
+    A transform mixes columns of one kernel only, so of a metric that is a diagonal no more than pieces along it are
+    ever written out: for n columns they take n times the columns of a piece, not n^2.
+    """
 
     def __init__(self, dictionary: Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
         self.dictionary, self.worth = dictionary, metric.rows
         self.n_groups = len(metric.columns)
-        self.metric = metric.columns
+        n_rows, n_columns = target.shape
+        basis = dictionary.transform.matrix
+        period = 1 if basis is None else len(basis)
+        width = n_columns if metric.columns.ndim == 3 else _piece_columns(n_rows, period)
+        self.places = [slice(at, min(at + width, n_columns)) for at in range(0, n_columns, width)]
+        if metric.columns.ndim == 3:
+            self.metrics = [metric.columns]
+        else:
+            self.metrics = [np.stack([np.diag(one) for one in metric.columns[:, at]]) for at in self.places]
         x = target
-        if dictionary.transform.matrix is not None:
-            basis = dictionary.transform.matrix
-            n, period = len(self.metric), len(basis)
+        if basis is not None:
             x = (target.reshape(-1, period) @ np.linalg.inv(basis).T).reshape(target.shape)
-            kernels = self.metric.reshape(n, -1, period, self.metric.shape[2]).transpose(0, 1, 3, 2) @ basis
-            half = kernels.transpose(0, 1, 3, 2).reshape(self.metric.shape)
-            self.metric = (half.reshape(n, -1, period) @ basis).reshape(self.metric.shape)
-            self.metric = (self.metric + self.metric.transpose(0, 2, 1)) / 2
+            self.metrics = [_transformed(one, basis) for one in self.metrics]
         self.x = np.ascontiguousarray(x.T)
         row_square = (x**2).mean(1)
         self.row_square = np.maximum(row_square, 1e-4 * max(float(row_square.mean()), 1e-300))
         columns = (x**2).mean(0)
         self.column_square = columns / max(float(columns.mean()), 1e-300) + 1e-3
         scale = np.sqrt(self.column_square)
-        self.values, self.vectors = np.linalg.eigh(self.metric * scale[:, None] * scale)
+        self.spectra = [
+            np.linalg.eigh(one * scale[at, None] * scale[at]) for one, at in zip(self.metrics, self.places, strict=True)
+        ]
 
-    def shrunk(self, price: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """x (n_columns, n_rows) shrunk, and the metric with what shrinking adds to it in the mean over rows."""
+    def shrunk(self, price: float) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        """x (n_columns, n_rows) shrunk, and the metric of each piece with what shrinking adds to it in the mean over
+        rows."""
         mu = SHRINKAGE * price / (self.worth * self.row_square)
-        scale = np.sqrt(self.column_square)[:, None]
         n_here = len(self.worth) // self.n_groups
+        largest = [max(float(values[g].max()) for values, _ in self.spectra) for g in range(self.n_groups)]
         out = np.empty_like(self.x)
-        for g in range(self.n_groups):
-            rows = slice(g * n_here, (g + 1) * n_here)
-            values = np.maximum(self.values[g], 1e-9 * self.values[g].max())[:, None]
-            inside = self.vectors[g].T @ (self.x[:, rows] / scale)
-            out[:, rows] = scale * (self.vectors[g] @ (inside * (values / (values + mu[rows]))))
-        mean = np.exp(np.log(mu).reshape(self.n_groups, -1).mean(1))
-        return out, self.metric + mean[:, None, None] * np.diag(1 / self.column_square)
+        for at, (spectrum, vectors) in zip(self.places, self.spectra, strict=True):
+            scale = np.sqrt(self.column_square[at])[:, None]
+            for g in range(self.n_groups):
+                rows = slice(g * n_here, (g + 1) * n_here)
+                values = np.maximum(spectrum[g], 1e-9 * largest[g])[:, None]
+                inside = vectors[g].T @ (self.x[at, rows] / scale)
+                out[at, rows] = scale * (vectors[g] @ (inside * (values / (values + mu[rows]))))
+        mean = np.exp(np.log(mu).reshape(self.n_groups, -1).mean(1))[:, None, None]
+        return out, [
+            one + mean * np.diag(1 / self.column_square[at]) for one, at in zip(self.metrics, self.places, strict=True)
+        ]
 
     def gain(self, found: NDArray[np.floating]) -> float:
         """What to multiply `found` (n_columns, n_rows) with so that its error costs least."""
         n_here = len(self.worth) // self.n_groups
         product = square = 0.0
-        for g, metric in enumerate(self.metric):
-            rows = slice(g * n_here, (g + 1) * n_here)
-            image = metric @ found[:, rows] * self.worth[rows]
-            product += float((image * self.x[:, rows]).sum())
-            square += float((image * found[:, rows]).sum())
+        for metric, at in zip(self.metrics, self.places, strict=True):
+            for g in range(self.n_groups):
+                rows = slice(g * n_here, (g + 1) * n_here)
+                image = metric[g] @ found[at, rows] * self.worth[rows]
+                product += float((image * self.x[at, rows]).sum())
+                square += float((image * found[at, rows]).sum())
         return product / square if square > 0 else 1.0
+
+
+def _transformed(metric: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A metric (n_groups, n, n) in the coordinates of a basis (K, K) of the kernels."""
+    n_groups, n_columns, _ = metric.shape
+    period = len(basis)
+    kernels = metric.reshape(n_groups, -1, period, n_columns).transpose(0, 1, 3, 2) @ basis
+    half = kernels.transpose(0, 1, 3, 2).reshape(metric.shape)
+    whole = (half.reshape(n_groups, -1, period) @ basis).reshape(metric.shape)
+    return (whole + whole.transpose(0, 2, 1)) / 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,47 @@ def test_low_rank_is_found_where_it_pays(rng: np.random.Generator) -> None:
     plain = fit.at(0.01)
     costs = [metric.cost(one.reconstruct() - weight) + 0.08 * len(encode_factored(one)) for one in (found, plain)]
     assert costs[0] < 0.9 * costs[1]
+
+
+@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])
+def test_a_diagonal_is_the_matrix_that_it_stands_for(dictionary: str, rng: np.random.Generator) -> None:
+    """Several pieces of it, two groups; low rank beside the transform where there is one group."""
+    weight = rng.standard_normal((24, 40 * 9)).astype(np.float32)
+    diagonal = rng.random((2, 360)) + 0.1
+    whole = np.stack([np.diag(one) for one in diagonal])
+    layout = Layout.of((24, 40, 3, 3))
+    found = []
+    for columns in (diagonal, whole):
+        fit = MetricFit(weight, layout, Metric(rng.permutation(np.ones(24)), columns), EFFORTS["default"])
+        fit.dictionary = Dictionary(Transform.fitted(dictionary, weight, layout))
+        found.append(fit.at(0.01))
+    np.testing.assert_allclose(found[0].reconstruct(), found[1].reconstruct(), rtol=1e-6, atol=1e-6)
+
+
+def test_low_rank_in_a_diagonal_metric(rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((48, 2)) @ rng.standard_normal((2, 200)) + 0.1 * rng.standard_normal((48, 200))
+    diagonal = rng.random((1, 200)) + 0.1
+    ranks = []
+    for columns in (diagonal, np.diag(diagonal[0])[None]):
+        metric = Metric(np.ones(48), columns)
+        fit = MetricFit(weight.astype(np.float32), Layout.of(weight.shape), metric, EFFORTS["default"])
+        ranks.append(fit.at(0.01).rank)
+    assert ranks[0] == ranks[1] == 2
+
+
+@pytest.mark.parametrize("shape", [(8, 20_000), (4, 2_500, 3, 3)])
+def test_memory_goes_with_the_columns_of_a_wide_layer(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """A matrix of 20,000 columns would be 3.2 GB; a weight this wide has a diagonal in place of one."""
+    weight = rng.standard_normal((shape[0], math.prod(shape[1:]))).astype(np.float32)
+    metric = Metric(np.ones(len(weight)), rng.random((1, weight.shape[1])) + 0.1)
+    tracemalloc.start()
+    try:
+        fit = MetricFit(weight, Layout.of(shape), metric, EFFORTS["default"])
+        found = fit.at(0.05)
+        assert tracemalloc.get_traced_memory()[1] < 1000 * weight.nbytes
+    finally:
+        tracemalloc.stop()
+    assert found.n_stored > 0.5 * weight.size
 
 
 # ------------------------------------------------------------------------------------------- the sample models
