@@ -407,7 +407,8 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
         return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns)
     trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
     rows = moment.sensitivity + (ROW_DOUBT * moment.sensitivity.mean() if np.ptp(moment.rows) > 0 else 0.0)
-    return Metric(rows, columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1)))
+    columns = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
+    return Metric(rows, columns, moment.coupling)
 
 
 def _output_error(moment: Moment, weight: NDArray[np.floating[Any]], squeezed: NDArray[np.floating[Any]]) -> float:

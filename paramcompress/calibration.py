@@ -26,7 +26,7 @@ from paramcompress.calls import Args, called
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
 from paramcompress.inputs import SHIFTED, is_known, products
-from paramcompress.moments import WIDEST, Moment, SecondMoments
+from paramcompress.moments import WIDEST, Moment, SecondMoments, as_coupling, longest_run, row_products
 
 N_PROBES = 4
 """Random directions of the output, for each batch."""
@@ -86,8 +86,11 @@ def calibrate(
                 }
                 for name, gradient in found_at.items():
                     heeded[name] = heeded.get(name, 0.0) + gradient**2
+                    if name in gathered.sums and name not in gathered.rows:
+                        gathered.follow(name, gradient, gathered.row_products)
                 for name, gradient in gathered.about_means(found_at):
                     mean_free[name] = mean_free.get(name, 0.0) + (gradient**2).sum(1)
+                    gathered.follow(name, gradient, gathered.mean_free_products)
             del found, outputs
     if n_batches == 0:
         raise CalibrationError("there are no batches to calibrate with", hint="an iterator is empty once it was used")
@@ -151,6 +154,8 @@ class _Gathered:
         self.rows: dict[str, NDArray[np.float64]] = {}
         self.row_counts: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.row_products: dict[str, NDArray[np.float64]] = {}
+        self.mean_free_products: dict[str, NDArray[np.float64]] = {}
         self.notes: list[str] = []
 
     def see(self, path: str, module: nn.Module, call: Args) -> None:
@@ -183,6 +188,12 @@ class _Gathered:
         self.sums[name] += second_moment(inputs, inputs, diagonal=wide)
         self.totals[name] = self.totals.get(name, 0.0) + inputs.double().sum(1).cpu().numpy()
         self.counts[name] = self.counts.get(name, 0) + n
+
+    def follow(self, name: str, gradient: NDArray[np.float64], into: dict[str, NDArray[np.float64]]) -> None:
+        """Add how alike the rows of a gradient are."""
+        rows, n_groups = gradient.reshape(Layout.of(self.shapes[name]).n_rows, -1), len(self.sums[name])
+        if len(rows) % n_groups == 0:
+            into[name] = into.get(name, 0.0) + row_products(rows, n_groups)
 
     # ------------------------------------------------------------------------------------ means that come back
 
@@ -251,8 +262,12 @@ class _Gathered:
                 mean = (columns if columns.ndim == 2 else np.einsum("gjj->gj", columns)).mean()
                 columns = columns + mean * (identity if columns.ndim == 2 else np.diag(identity))
             layers[name] = Moment(columns, rows, None if heeded is None else heeded.reshape(layout.n_rows, -1).sum(1))
+            if name not in self.rows and heeded is not None and longest_run(layout.n_rows, len(columns)) > 1:
+                layers[name].coupling = as_coupling(self.row_products[name])
             if name in mean_free and name not in self.repeated and name not in self.rows:
                 layers[name].means, layers[name].mean_free = self.totals[name] / self.counts[name], mean_free[name]
+                if layers[name].coupling is not None:
+                    layers[name].mean_free_coupling = as_coupling(self.mean_free_products[name])
         return layers, {name: self.shapes[name] for name in layers}
 
 

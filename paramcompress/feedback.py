@@ -5,11 +5,14 @@ is several times faster; this one minimises, over points S on the trellis,
 
     sum over rows i of  worth_i (x_i - s_i)^T M (x_i - s_i)  +  bits of S
 
-in two stages. *Feeding forward* (Frantar et al. 2022, arXiv:2210.17323): column after column is quantised, each by a
+or, where the output heeds rows together, worth_i (C (x - s))_i in place of worth_i (x_i - s_i), C lower triangular.
+
+Two stages. *Feeding forward* (Frantar et al. 2022, arXiv:2210.17323): column after column is quantised, each by a
 Viterbi search down its rows, and its error is carried to the columns that are still open, through the Cholesky factor
 of the inverse metric. An error in column j then costs what no later column can make good, 1 / U_jj^2 with M^-1 = U^T U.
 *Descending*: every column is chosen again, given all others. It has to leave the trellis in the state in which the next
-column of its chain begins, and never makes the sum larger.
+column of its chain begins, and never makes the sum larger. What the others leave for a column to make good does not
+depend on C, for the cost is a product of what rows and what columns do; so only the search down a column knows of C.
 
 Shapes: x, points (n_columns, n_rows) in steps, as the chain runs.  M (n_groups, n_columns, n_columns), rows in n_groups
 equal runs, each with its own metric (1 but for grouped convolutions).
@@ -42,6 +45,8 @@ class Worth:
     """(n_rows,) bits that one squared step costs in each row, for a metric of 1."""
     metric: NDArray[np.float64]
     """(n_groups, n_columns, n_columns), symmetric, positive definite."""
+    coupling: NDArray[np.float64] | None = None
+    """(n_runs, run, run) C, for rows in n_runs equal runs: unit lower triangles. None where each row counts alone."""
 
     @cached_property
     def upper(self) -> NDArray[np.float64]:
@@ -78,7 +83,8 @@ def quantize_in_metric(
     Raises:
         numpy.linalg.LinAlgError: a metric that is not positive definite.
 
-    Cost: O(n_rows n_columns^2) for each stage, and O(n_columns^3) for each group.
+    Cost: O(n_rows n_columns^2) for each stage, O(n_columns^3) for each group, and O(n_rows n_columns run n_states)
+    where rows are coupled.
     """
     n_columns, n_rows = x.shape
     n_groups = len(worth.metric)
@@ -87,6 +93,7 @@ def quantize_in_metric(
     points = np.zeros((n_columns, n_rows), np.int32)
     states = np.zeros(n_columns + 1, np.int64)
     chain = columns_per_chain(n_rows)
+    coupling = np.ones((n_rows, 1, 1)) if worth.coupling is None else worth.coupling
     walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64)
     table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
 
@@ -95,7 +102,10 @@ def quantize_in_metric(
     for first in range(0, n_columns, _BLOCK):
         block = slice(first, min(first + _BLOCK, n_columns))
         rest = slice(block.stop, n_columns)
-        _feed(open_x, upper, worth.rows, *table, *walk, chain, block.start, block.stop, points, states, carried)
+        _feed(
+            open_x, upper, worth.rows, coupling, *table, *walk, chain, block.start, block.stop,
+            points, states, carried,
+        )  # fmt: skip
         for g, rows in enumerate(groups):
             open_x[rest, rows] -= upper[g, block, rest].T @ carried[block, rows]
 
@@ -108,7 +118,7 @@ def quantize_in_metric(
             block = slice(first, min(first + _BLOCK, n_columns))
             before = residual[block].copy()
             _descend(
-                x, worth.metric, worth.rows, *table, *walk, chain, block.start, block.stop,
+                x, worth.metric, worth.rows, coupling, *table, *walk, chain, block.start, block.stop,
                 points, states, residual, slope,
             )  # fmt: skip
             change = residual[block] - before
@@ -120,8 +130,9 @@ def quantize_in_metric(
 
 @compiled
 def _feed(
-    x, upper, worth, cost, base, rows, columns, next_state, quantiser, chain, first, last, points, states, carried
-):
+    x, upper, worth, coupling, cost, base, rows, columns, next_state, quantiser, chain, first, last,
+    points, states, carried,
+):  # fmt: skip
     """Quantise the columns from first to last; carry their errors among themselves, and note them for the rest."""
     n_rows = x.shape[1]
     n_here = n_rows // len(upper)
@@ -133,7 +144,11 @@ def _feed(
             for i in range(n_rows):
                 pivot = upper[i // n_here, j, j]
                 bits[i] = worth[i] / (pivot * pivot)
-            state = _choose(x[j], bits, cost, base + columns[j], rows, next_state, quantiser, state, -1, points[j])
+            walk = cost, base + columns[j], rows, next_state, quantiser, state
+            if coupling.shape[1] > 1:
+                state = _choose_coupled(x[j], bits, coupling, *walk, -1, points[j])
+            else:
+                state = _choose(x[j], bits, *walk, -1, points[j])
         states[j + 1] = state
         for i in range(n_rows):
             g = i // n_here
@@ -145,7 +160,7 @@ def _feed(
 
 @compiled
 def _descend(
-    x, metric, worth, cost, base, rows, columns, next_state, quantiser, chain, first, last,
+    x, metric, worth, coupling, cost, base, rows, columns, next_state, quantiser, chain, first, last,
     points, states, residual, slope,
 ):  # fmt: skip
     """Choose the columns from first to last again, each given all others. slope: metric @ residual, kept up to date
@@ -154,6 +169,7 @@ def _descend(
     n_here = n_rows // len(metric)
     bits = np.empty(n_rows)
     wanted = np.empty(n_rows)
+    before = np.empty(n_rows, points.dtype)
     for j in range(first, last):
         if columns[j] == DEAD:
             continue
@@ -163,7 +179,14 @@ def _descend(
             wanted[i] = points[j, i] - slope[j, i] / own
         ends = (j + 1) % chain == 0 or j + 1 == n_columns
         goal = -1 if ends else states[j + 1]
-        _choose(wanted, bits, cost, base + columns[j], rows, next_state, quantiser, states[j], goal, points[j])
+        walk = cost, base + columns[j], rows, next_state, quantiser, states[j]
+        if coupling.shape[1] > 1:
+            before[:] = points[j]
+            _choose_coupled(wanted, bits, coupling, *walk, goal, points[j])
+            if _sum_of(wanted, bits, coupling, *walk, points[j]) > _sum_of(wanted, bits, coupling, *walk, before):
+                points[j] = before
+        else:
+            _choose(wanted, bits, *walk, goal, points[j])
         for i in range(n_rows):
             change = points[j, i] - x[j, i] - residual[j, i]
             if change != 0:
@@ -225,3 +248,100 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, poin
         points[i] = -chosen[i, state] if x[i] < 0 else chosen[i, state]
         state = np.int64(came_from[i, state])
     return end
+
+
+@compiled
+def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, start, goal, points):
+    """`_choose` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
+
+    No longer the least, since of all paths into a state only the best so far is followed, with its own errors.
+    """
+    n = len(x)
+    n_states = len(quantiser)
+    run = coupling.shape[1]
+    path = np.full(n_states, _FAR)
+    after = np.empty(n_states)
+    path[start] = 0.0
+    came_from = np.zeros((n, n_states), np.int8)
+    chosen = np.zeros((n, n_states), np.int32)
+    errors = np.empty((run, n_states))  # of the path into each state, in this run of rows
+    moved = np.empty(n_states)
+    wanted = np.empty(n_states)
+    for i in range(n):
+        at = i % run
+        wanted[:] = x[i]
+        for k in range(at):
+            factor = coupling[i // run, at, k]
+            for s in range(n_states):
+                wanted[s] += factor * errors[k, s]
+        if rows[i] == DEAD:
+            for s in range(n_states):
+                came_from[i, s] = s
+                path[s] += worth[i] * wanted[s] * wanted[s]
+                errors[at, s] = x[i]
+            continue
+        c, shift = scale_context(base + rows[i])
+        after[:] = _FAR
+        for s in range(n_states):
+            if path[s] == _FAR:
+                continue
+            q = quantiser[s]
+            size = abs(wanted[s])
+            least_even = worth[i] * size * size + cost[c, q, 0]
+            least_odd = _FAR
+            even = odd = np.int64(0)
+            near = max(((np.int64(size) + q) >> 1) - 1, 0)
+            for k in range(near, near + 4):
+                point = 2 * k - q if k else 0
+                total = worth[i] * (size - point) ** 2 + cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
+                if k & 1:
+                    if total < least_odd:
+                        least_odd = total
+                        odd = point
+                elif total < least_even:
+                    least_even = total
+                    even = point
+            for parity in range(2):
+                to = next_state[s, parity]
+                total = path[s] + (least_odd if parity else least_even)
+                if total < after[to]:
+                    after[to] = total
+                    came_from[i, to] = s
+                    point = odd if parity else even
+                    chosen[i, to] = -point if wanted[s] < 0 else point
+        path[:] = after
+        for k in range(at):
+            for s in range(n_states):
+                moved[s] = errors[k, came_from[i, s]]
+            errors[k] = moved
+        for s in range(n_states):
+            errors[at, s] = x[i] - chosen[i, s]
+    state = goal
+    if goal < 0:
+        state = np.argmin(path)
+    end = state
+    for i in range(n - 1, -1, -1):
+        points[i] = chosen[i, state]
+        state = np.int64(came_from[i, state])
+    return end
+
+
+@compiled
+def _sum_of(x, worth, coupling, cost, base, rows, next_state, quantiser, start, points):
+    """What `_choose_coupled` minimises, of points on the trellis."""
+    run = coupling.shape[1]
+    total = 0.0
+    state = start
+    for i in range(len(x)):
+        first = i - i % run
+        error = 0.0
+        for k in range(first, i + 1):
+            error += coupling[i // run, i - first, k - first] * (x[k] - points[k])
+        total += worth[i] * error * error
+        if rows[i] != DEAD:
+            c, shift = scale_context(base + rows[i])
+            q = quantiser[state]
+            k = (abs(np.int64(points[i])) + q) >> 1
+            total += cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
+            state = next_state[state, k & 1]
+    return total

@@ -5,6 +5,9 @@
 
     sum over rows of  worth_i e_i^T M e_i  +  price * bits
 
+or, where the output is known to heed rows alike, sum over pairs of rows of G_ij e_i^T M e_j, G_ii being worth_i: an
+error in one row may then make good one in another.
+
 - *Shrinkage.* A number s drawn from a Gaussian of variance v costs s^2 / (2 v ln 2) bits, so the target is first moved
   to T = W M (M + mu_i)^-1, mu_i = SHRINKAGE * price / (worth_i v): the paper's kernel ridge regression, with the metric
   for its kernel. Directions that the data never use cost no bits.
@@ -20,6 +23,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,6 +45,9 @@ SHRINKAGE = 0.15
 search for points shrinks, too (docs/calibration.md)."""
 DAMPING = 0.01
 """Share of the metric's mean diagonal that is added to it: what a few hundred inputs say is not the whole truth."""
+COUPLING_DOUBT = 0.5
+"""Share of the coupling of rows that is not believed: together errors are no longer small, and units turn on and
+off (docs/calibration.md)."""
 N_PASSES = 4
 """Times that every column is chosen again."""
 FLOOR = 0.01
@@ -66,17 +73,34 @@ class Metric:
     columns: NDArray[np.float64]
     """(n_groups, n_in * K, n_in * K) second moments, the rows lying in n_groups equal runs; or only their diagonals,
     (n_groups, n_in * K)."""
+    coupling: NDArray[np.float64] | None = None
+    """(n_runs, run, run) how alike the output heeds the rows of n_runs equal runs, none of which lies in two groups:
+    1 on the diagonals, positive definite. None where each row counts alone."""
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64]:
+        """(n_runs, run, run) G; runs of one row where each counts alone."""
+        if self.coupling is None:
+            return self.rows[:, None, None].astype(np.float64)
+        root = np.sqrt(self.rows).reshape(len(self.coupling), -1)
+        return self.coupling * root[:, :, None] * root[:, None, :]
 
     def cost(self, error: NDArray[np.floating]) -> float:
-        """Sum over rows of worth_i e_i^T M e_i, for an error (n_out, n_in * K)."""
-        return float((self.rows * self.row_costs(error)).sum())
-
-    def row_costs(self, error: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n_out,) e_i^T M e_i."""
+        """Sum over pairs of rows of G_ij e_i^T M e_j, for an error (n_out, n_in * K)."""
         grouped = error.astype(np.float64).reshape(len(self.columns), -1, error.shape[1])
-        if self.columns.ndim == 2:
-            return np.einsum("gij,gj->gi", grouped**2, self.columns).reshape(-1)
-        return ((grouped @ self.columns) * grouped).sum(-1).reshape(-1)
+        image = grouped * self.columns[:, None] if self.columns.ndim == 2 else grouped @ self.columns
+        runs = len(self.gram), -1, error.shape[1]
+        return float((self.gram * (image.reshape(runs) @ grouped.reshape(runs).transpose(0, 2, 1))).sum())
+
+    @cached_property
+    def chained(self) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """(n_out,) d and (n_runs, run, run) C, unit lower triangles, of G = C^T diag(d) C: what an error costs that no
+        later row makes good."""
+        if self.coupling is None:
+            return self.rows, None
+        upper = np.linalg.cholesky(self.gram[:, ::-1, ::-1])[:, ::-1, ::-1]
+        pivots = np.einsum("rii->ri", upper)
+        return (pivots**2).reshape(-1), np.ascontiguousarray((upper / pivots[:, None]).transpose(0, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -117,7 +141,11 @@ class MetricFit:
         columns = metric.columns
         diagonal = columns if columns.ndim == 2 else np.einsum("gjj->gj", columns)
         damping = DAMPING * max(float(diagonal.mean()), 1e-300)
-        self.metric = Metric(worth, columns + (damping if columns.ndim == 2 else damping * np.eye(columns.shape[1])))
+        columns = columns + (damping if columns.ndim == 2 else damping * np.eye(columns.shape[1]))
+        coupling = metric.coupling
+        if coupling is not None:
+            coupling = (1 - COUPLING_DOUBT) * coupling + COUPLING_DOUBT * np.eye(coupling.shape[1])
+        self.metric = Metric(worth, columns, coupling)
         self.dictionary, self.seed = dictionary, seed
         self._prepared: _Coordinates | None = None
 
@@ -183,8 +211,9 @@ class MetricFit:
 
     def _factors(self, one: _Coordinates, price: float, n_passes: int) -> Factors:
         x, metrics = one.shrunk(price)
-        bits = one.worth / price  # a unit of squared error costs, for a metric of 1
-        worths = [Worth(bits, metric) for metric in metrics]
+        alone, coupling = self.metric.chained
+        bits = alone / price  # a unit of squared error costs, for a metric of 1
+        worths = [Worth(bits, metric, coupling) for metric in metrics]
         pivots = np.concatenate([worth.pivots for worth in worths], 1)
         step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(pivots).mean())))
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
@@ -246,7 +275,7 @@ class _Coordinates:
     """
 
     def __init__(self, dictionary: Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
-        self.dictionary, self.worth = dictionary, metric.rows
+        self.dictionary, self.worth, self.gram = dictionary, metric.rows, metric.gram
         self.n_groups = len(metric.columns)
         n_rows, n_columns = target.shape
         basis = dictionary.transform.matrix
@@ -294,10 +323,12 @@ class _Coordinates:
         """What to multiply `found` (n_columns, n_rows) with so that its error costs least."""
         n_here = len(self.worth) // self.n_groups
         product = square = 0.0
+        run = self.gram.shape[1]
         for metric, at in zip(self.metrics, self.places, strict=True):
             for g in range(self.n_groups):
                 rows = slice(g * n_here, (g + 1) * n_here)
-                image = metric[g] @ found[at, rows] * self.worth[rows]
+                image = (metric[g] @ found[at, rows]).reshape(len(metric[g]), -1, 1, run)
+                image = (image @ self.gram[rows.start // run : rows.stop // run]).reshape(len(metric[g]), -1)
                 product += float((image * self.x[at, rows]).sum())
                 square += float((image * found[at, rows]).sum())
         return product / square if square > 0 else 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,17 @@ VERSION = 1
 """Of the layout of the file."""
 LEAST_VARIANCE = 0.02
 """Share of the inputs' energy that has to vary for moments about their means."""
+LEAST_GRADIENT = 1e-4
+"""Of the largest row's: of smaller gradients it is not said what rows they are like."""
 _KEY = "paramcompress_moments"
 """Metadata key of the file: JSON with version, inputs and notes."""
 WIDEST = 4096
 """Columns up to which a weight gets its whole matrix, of 8 * columns**2 bytes; wider ones get the diagonal."""
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_AXES = 64
-_PARTS = ("columns", "rows", "sensitivity", "means", "mean_free")
+LONGEST_RUN = 64
+"""Rows whose coupling is kept: the search for points takes time with their number."""
+_PARTS = ("columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling")
 """Of a moment in the file, by the names and in the order of its fields."""
 _ROUNDING = 1e-3
 """Of the mean diagonal: least eigenvalue that may stand for 0. float32 takes 6e-8 of it for each column."""
@@ -57,6 +61,11 @@ class Moment:
     right behind it, that can take a change of its mean back; None elsewhere."""
     mean_free: NDArray[np.float64] | None = None
     """(n_rows,) sensitivity to the change that is left once the mean is taken back."""
+    coupling: NDArray[np.float64] | None = None
+    """(n_runs, run, run) how alike the output heeds the rows of n_runs equal runs: E[g g^T] of its gradients g at the
+    weights of each row, scaled to ones on the diagonals. None where rows are chosen by the input, or not known."""
+    mean_free_coupling: NDArray[np.float64] | None = None
+    """The same for what is left once the mean is taken back."""
 
     @property
     def is_diagonal(self) -> bool:
@@ -74,7 +83,8 @@ class Moment:
         )
         if not (variances > LEAST_VARIANCE * energies).all():
             return self
-        return replace(self, columns=columns, sensitivity=self.mean_free, means=None, mean_free=None)
+        coupling = self.mean_free_coupling
+        return Moment(columns, self.rows, self.mean_free, coupling=coupling)
 
     def output_energy(self, weight: NDArray[np.floating]) -> float:
         """Sum over rows of rows_i w_i^T E[x x^T] w_i: mean square of what the layer gives, all rows together."""
@@ -138,6 +148,9 @@ class SecondMoments:
             if moment.means is not None and moment.mean_free is not None:
                 yield f"{name}.means", torch.from_numpy(moment.means).float().contiguous()
                 yield f"{name}.mean_free", torch.from_numpy(moment.mean_free).float().contiguous()
+            for part in _PARTS[5:]:
+                if (coupling := getattr(moment, part)) is not None:
+                    yield f"{name}.{part}", torch.from_numpy(coupling).float().contiguous()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SecondMoments:
@@ -217,10 +230,12 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
     Diagonals of several groups are those of wide weights: as matrices they take n_columns times the memory.
     """
     columns, rows = infos[f"{name}.columns"], infos[f"{name}.rows"]
-    sensitivity, means, mean_free = (infos.get(f"{name}.{part}") for part in _PARTS[2:])
+    sensitivity, means, mean_free = (infos.get(f"{name}.{part}") for part in _PARTS[2:5])
+    couplings = [info for part in _PARTS[5:] if (info := infos.get(f"{name}.{part}")) is not None]
     n_groups, *sides = columns.shape or (0,)
     return (
-        {info.dtype for info in (columns, rows, sensitivity, means, mean_free) if info is not None} == {"float32"}
+        {info.dtype for info in (columns, rows, sensitivity, means, mean_free, *couplings) if info is not None}
+        == {"float32"}
         and len(sides) in (1, 2)
         and set(sides) == {layout.n_columns}
         and n_groups > 0
@@ -228,6 +243,8 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
         and (n_groups == 1 or len(sides) == 2 or layout.n_columns > WIDEST)
         and all(info is None or info.shape == (layout.n_rows,) for info in (rows, sensitivity, mean_free))
         and (means is None or means.shape == (n_groups, layout.n_columns))
+        and (not couplings or (run := longest_run(layout.n_rows, n_groups)) > 1)
+        and all(info.shape == (layout.n_rows // run, run, run) for info in couplings)
     )
 
 
@@ -236,6 +253,8 @@ def _are_means_of_squares(moment: Moment) -> bool:
     columns = moment.columns
     diagonal = columns if moment.is_diagonal else np.einsum("gjj->gj", columns)
     means = [diagonal, moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
+    if not all(_are_couplings(one) for one in (moment.coupling, moment.mean_free_coupling) if one is not None):
+        return False
     if not all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means):
         return False
     if moment.is_diagonal or columns.size == 0:
@@ -250,6 +269,42 @@ def _are_means_of_squares(moment: Moment) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def _are_couplings(one: NDArray[np.float64]) -> bool:
+    """Whether these are symmetric, positive semidefinite and have ones on their diagonals."""
+    if not np.isfinite(one).all() or np.abs(one - one.transpose(0, 2, 1)).max(initial=0) > _ROUNDING:
+        return False
+    if np.abs(np.einsum("rii->ri", one) - 1).max(initial=0) > _ROUNDING:
+        return False
+    try:
+        np.linalg.cholesky(one + _ROUNDING * np.eye(one.shape[1]))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def longest_run(n_rows: int, n_groups: int = 1) -> int:
+    """Rows of a run: as many as equal runs within groups may have, LONGEST_RUN at most."""
+    n_here = n_rows // n_groups
+    return max(run for run in range(1, LONGEST_RUN + 1) if n_here % run == 0)
+
+
+def row_products(gradient: NDArray[np.float64], n_groups: int) -> NDArray[np.float64]:
+    """(n_runs, run, run) g_i g_j^T of the rows of a gradient (n_rows, n_columns), run by run."""
+    run = longest_run(len(gradient), n_groups)
+    runs = gradient.reshape(-1, run, gradient.shape[1])
+    products: NDArray[np.float64] = runs @ runs.transpose(0, 2, 1)
+    return products
+
+
+def as_coupling(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`row_products`, summed, scaled to ones on the diagonals; rows without any go alone."""
+    root = np.sqrt(np.einsum("rii->ri", products))
+    root[root <= LEAST_GRADIENT * root.max(initial=0)] = np.inf
+    coupling: NDArray[np.float64] = products / root[:, :, None] / root[:, None, :]
+    np.einsum("rii->ri", coupling)[:] = 1
+    return coupling
 
 
 def _metadata(tree: object) -> dict[str, str]:

@@ -226,6 +226,35 @@ def test_sensitivities_are_squared_derivatives() -> None:
     torch.testing.assert_close(torch.from_numpy(found).float(), expected.detach(), rtol=0.15, atol=0)
 
 
+def test_rows_are_coupled_as_the_whole_jacobian_says() -> None:
+    """Gradients of two rows at the same input weights, multiplied and summed; ones on the diagonal."""
+    model, x = small_net(), inputs(10, 4)
+    found = calibrate(model, [x], n_probes=4000).layers["0.weight"].coupling
+    assert found is not None
+
+    def run(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"0.weight": weight}, (x,))
+
+    jacobian = torch.func.jacrev(run)(model[0].weight.detach()).detach()
+    products = torch.einsum("noij,nokj->ik", jacobian, jacobian)
+    root = products.diagonal().sqrt()
+    torch.testing.assert_close(torch.from_numpy(found[0]).float(), products / root[:, None] / root, rtol=0, atol=0.07)
+    assert (products / root[:, None] / root - torch.eye(6)).abs().max() > 0.3
+
+
+def test_rows_are_coupled_within_groups_and_runs() -> None:
+    model = nn.Sequential(nn.Conv1d(4, 140, 2, groups=2), nn.Conv1d(140, 7, 1), nn.Conv1d(7, 67, 1))
+    layers = calibrate(model, [inputs(3, 4, 5)]).layers
+    assert layers["0.weight"].coupling.shape == (4, 35, 35)  # type: ignore[union-attr]
+    assert layers["1.weight"].coupling.shape == (1, 7, 7)  # type: ignore[union-attr]
+    assert layers["2.weight"].coupling is None  # no equal runs of a prime number
+
+
+def test_rows_that_the_input_chooses_are_not_coupled() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 3))
+    assert calibrate(model, [torch.tensor([[0, 1, 2]])]).layers["0.weight"].coupling is None
+
+
 def normalised(*between: nn.Module) -> nn.Sequential:
     """A convolution without a bias, and a normalisation right behind it or after something else."""
     normalisation = nn.BatchNorm2d(4)
@@ -377,7 +406,7 @@ def test_moments_come_back_from_their_file(tmp_path: Path) -> None:
         moments.shapes, moments.vectors, moments.n_batches, moments.notes,
     )  # fmt: skip
     for name, moment in moments.layers.items():
-        for word in ("columns", "sensitivity", "means", "mean_free"):
+        for word in ("columns", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling"):
             kept = getattr(moment, word).astype("float32").astype("float64")
             torch.testing.assert_close(getattr(back.layers[name], word), kept)
     assert [path.name for path in tmp_path.iterdir()] == ["stats.safetensors"]

@@ -173,6 +173,15 @@ def test_rows_that_do_not_fit(part: str, stats: Stats) -> None:
         SecondMoments.load(stats.write())
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 2), (4, 1, 1), (2, 2, 3), (2, 3, 2)])
+def test_couplings_that_do_not_fit(shape: tuple[int, ...], stats: Stats) -> None:
+    """Four rows in two groups: two runs of two rows."""
+    assert stats.tensors[f"{NAME}.coupling"].shape == (2, 2, 2)
+    stats.tensors[f"{NAME}.coupling"] = np.ones(shape, "<f4")
+    with pytest.raises(CalibrationError, match="do not fit its shape"):
+        SecondMoments.load(stats.write())
+
+
 @pytest.mark.parametrize("part", ["columns", "rows"])
 def test_moments_that_are_missing(part: str, stats: Stats) -> None:
     del stats.tensors[f"{NAME}.{part}"]
@@ -205,6 +214,10 @@ VALUES: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {
     "a row that is used without end": ("rows", lambda one: one * np.inf),
     "negative heed": ("sensitivity", lambda one: -one),
     "NaN for heed": ("sensitivity", lambda one: one * np.nan),
+    "rows that are coupled NaN": ("coupling", lambda one: one * np.nan),
+    "a row that is unlike itself": ("coupling", lambda one: one * 0.9),
+    "rows more alike than the same": ("coupling", lambda one: one + 2 * (1 - np.eye(2))),
+    "rows alike one way": ("mean_free_coupling", lambda one: one + np.triu(np.ones((2, 2)), 1)),
 }
 
 
