@@ -54,6 +54,8 @@ FLOOR = 0.01
 """Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
 FINENESSES = (1.0, 1.4, 2.0, 2.8)
 """That are tried."""
+CLEARLY_LESS = 0.95
+"""Of the cost at theory's step, below which a finer one is taken: they are compared before columns are chosen again."""
 FINEST = 2.0**24
 """Steps that the largest number may have: float32 tells no more apart."""
 RANKS = (2, 8, 32)
@@ -170,21 +172,31 @@ class MetricFit:
         names = ("none", "patch", "cosine") if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = self._cheapest(plain, price) if len(plain) > 1 else plain[0]
-        best = self._cheapest([replace(best, fineness=one) for one in FINENESSES], price)
+        best = self._with_step(best, price)
         beside = [replace(best, low_rank=one) for one in self._low_ranks()]
         if beside and (found := self._cheapest([best, *beside], price)) is not best:
-            best = self._cheapest([replace(found, fineness=one) for one in FINENESSES], price)
+            best = self._with_step(found, price)
         self.dictionary = best
 
+    def _with_step(self, dictionary: Dictionary, price: float) -> Dictionary:
+        """A dictionary with the fineness that costs least; theory's, unless that costs clearly more."""
+        steps = [replace(dictionary, fineness=one) for one in FINENESSES]
+        costs = self._costs(steps, price)
+        least = int(np.argmin(costs))
+        return steps[least] if costs[least] < CLEARLY_LESS * costs[0] else steps[0]
+
     def _cheapest(self, candidates: Sequence[Dictionary], price: float) -> Dictionary:
-        """The one that costs least; what candidates that lie side by side have in common is prepared once."""
+        return candidates[int(np.argmin(self._costs(candidates, price)))]
+
+    def _costs(self, candidates: Sequence[Dictionary], price: float) -> list[float]:
+        """What each costs; what those that lie side by side have in common is prepared once."""
         costs = []
         prepared: _Coordinates | None = None
         for one in candidates:
             if prepared is None or not prepared.are_those_of(one):
                 prepared = self._coordinates(one)
             costs.append(self._cost(prepared, one, price))
-        return candidates[int(np.argmin(costs))]
+        return costs
 
     def _cost(self, one: _Coordinates, dictionary: Dictionary, price: float) -> float:
         """About what a weight costs with that dictionary, its error and its bits together."""
