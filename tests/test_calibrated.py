@@ -65,7 +65,7 @@ def test_at_a_high_price_next_to_nothing_is_stored(price: float, rng: np.random.
     weight, metric = layer_of_a_net(rng)
     weight *= np.exp2(rng.integers(-12, 3, (32, 1))) * np.exp2(rng.integers(-12, 3, 40))
     fit = MetricFit(weight.astype(np.float32), Layout.of(weight.shape), metric, EFFORTS["default"])
-    assert len(encode_factored(fit.at(price))) < 150
+    assert len(encode_factored(fit.at(price))) < 100
 
 
 def test_directions_without_data_cost_nothing(rng: np.random.Generator) -> None:
