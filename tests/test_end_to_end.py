@@ -320,9 +320,11 @@ def test_regression_an_interruption_in_a_destructor_is_not_lost(n_slow: int, emp
     """Ctrl-C while numba threw away compiled code was printed and forgotten, and the command went on. On a busy machine
     it came again before Python had left the destructor, and was forgotten then."""
     script = """
+import signal
 import threading
 import time
 import paramcompress.pipeline as pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
 class Slow(threading.Timer):
     left = N_SLOW
     def start(self):
