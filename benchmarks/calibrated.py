@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from typing import Any
 
 import torch
 from defaults import CHECKPOINTS, UNITS, metric_of
+from origin import origin
 
 import paramcompress
 
@@ -143,9 +142,7 @@ def main() -> None:
         record.update(
             name="calibrated",
             command="python benchmarks/calibrated.py BENCH_FOLDER --peer-python PEER/bin/python",
-            commit=subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-            versions={"paramcompress": paramcompress.__version__, "torch": torch.__version__, "nncodec": "2.1.3"},
-            machine=f"{platform.machine()}, {os.cpu_count()} cores",
+            **origin(),
             threads=torch.get_num_threads(),
             seed=0,
         )

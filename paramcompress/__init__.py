@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +83,15 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """The conductor's functions and the version, loaded at first use: `--help` waits for neither torch nor numba."""
     if name == "__version__":
-        globals()[name] = found = _version()  # looked up once: it takes a millisecond
-        return found
+        return _version()
     if name in __all__:
         return getattr(import_module(_HOMES.get(name, ".pipeline"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+@cache
 def _version() -> str:
+    """As installed; looking it up takes a millisecond."""
     from importlib import metadata
 
     try:

@@ -196,6 +196,24 @@ def _descend(
 
 
 @compiled
+def _best_symbols(size, worth, bits, shift, q):
+    """Least worth * (size - point)**2 + bits with an even symbol of quantiser q, and its point; the same with an odd
+    one. Near the number, or zero."""
+    least_even, least_odd = worth * size * size + bits[0], _FAR
+    even = odd = np.int64(0)
+    near = max(((np.int64(size) + q) >> 1) - 1, 0)
+    for k in range(near, near + 4):
+        point = 2 * k - q if k else 0
+        total = worth * (size - point) ** 2 + bits[min(k >> shift, N_MAGNITUDES - 1)]
+        if k & 1:
+            if total < least_odd:
+                least_odd, odd = total, point
+        elif total < least_even:
+            least_even, even = total, point
+    return least_even, even, least_odd, odd
+
+
+@compiled
 def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, points):
     """Viterbi search down one column: least sum of worth * (x - point)**2 + bits from state `start` to `goal`, or to
     any where that is -1. Fills points, returns the last state."""
@@ -216,19 +234,8 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, poin
             continue
         c, shift = scale_context(base + rows[i])
         size = abs(x[i])
-        for q in range(2):  # the best symbol of each parity: near the number, or zero
-            least[q, 0] = least[q, 1] = _FAR
-            near = max(((np.int64(size) + q) >> 1) - 1, 0)
-            for k in range(near, near + 4):
-                point = 2 * k - q if k else 0
-                total = worth[i] * (size - point) ** 2 + cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
-                if total < least[q, k & 1]:
-                    least[q, k & 1] = total
-                    best[q, k & 1] = point
-            total = worth[i] * size * size + cost[c, q, 0]
-            if total < least[q, 0]:
-                least[q, 0] = total
-                best[q, 0] = 0
+        for q in range(2):
+            least[q, 0], best[q, 0], least[q, 1], best[q, 1] = _best_symbols(size, worth[i], cost[c, q], shift, q)
         after[:] = _FAR
         for s in range(n_states):
             q = quantiser[s]
@@ -286,21 +293,7 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
             if path[s] == _FAR:
                 continue
             q = quantiser[s]
-            size = abs(wanted[s])
-            least_even = worth[i] * size * size + cost[c, q, 0]
-            least_odd = _FAR
-            even = odd = np.int64(0)
-            near = max(((np.int64(size) + q) >> 1) - 1, 0)
-            for k in range(near, near + 4):
-                point = 2 * k - q if k else 0
-                total = worth[i] * (size - point) ** 2 + cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
-                if k & 1:
-                    if total < least_odd:
-                        least_odd = total
-                        odd = point
-                elif total < least_even:
-                    least_even = total
-                    even = point
+            least_even, even, least_odd, odd = _best_symbols(abs(wanted[s]), worth[i], cost[c, q], shift, q)
             for parity in range(2):
                 to = next_state[s, parity]
                 total = path[s] + (least_odd if parity else least_even)

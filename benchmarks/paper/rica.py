@@ -146,7 +146,7 @@ def encoded(images: Tensor, weight: Tensor, whiten: Whitening, data: Patches, ba
     """(n, 8 n_features): positive and negative parts of W x in every window x, each averaged over every quadrant.
 
     Normalising and whitening are linear but for the division by a window's deviation, so they go into the filters and
-    images are convolved with them: the same as `whiten` on `windows`, in a tenth of the time.
+    images are convolved with them: the same as `whiten` on `windows`, which would take several times as long.
     """
     filters = weight @ whiten.matrix
     offset = (filters @ whiten.mean)[:, None, None]
