@@ -27,7 +27,8 @@ that comes after depends; the other layers learn a little less, so that the whol
 FIRST_TIMES = 4
 SETTINGS = table(
     ((DENSE,), (1.0,), SEEDS),
-    (("PivEmp", FIRST, "SE"), (0.25, 0.1), SEEDS),
+    (("PivEmp",), (0.25,), SEEDS),
+    ((FIRST,), (0.1,), SEEDS),
     (("PivEmp", FIRST, "SE", "Cosine-Cosine-Cosine-PivEmp", SMALLER, "LowRank", "Cosine", "RandFixU"), FRACTIONS, 1),
 )
 
