@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from paramcompress.entropy import N_CLASSES, N_TOKENS, UNIT_CLASS, Scales, token_of
+from paramcompress.entropy import Scales
 from paramcompress.prices import histogram, raw_bits_of
 from paramcompress.quantize import quantize
+from paramcompress.tokens import N_CLASSES, N_TOKENS, UNIT_CLASS, token_of
 from paramcompress.trellis import TRELLISES
 
 SHAPE = 1.6

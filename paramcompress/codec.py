@@ -98,10 +98,12 @@ class Symbols:
     scales: Scales | None = None
     """None in what was decoded: the decoder needs them no longer."""
     trellis: Trellis = TRELLISES[1]
+    may_prefix: bool = False
+    """Whether speed may cost some bytes."""
 
     def pack(self, period: int = 1) -> bytes:
         assert self.scales is not None
-        return entropy.pack(self.points, self.scales, self.trellis, period=period)
+        return entropy.pack(self.points, self.scales, self.trellis, period=period, may_prefix=self.may_prefix)
 
 
 @dataclass(frozen=True)

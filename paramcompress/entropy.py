@@ -2,16 +2,12 @@
 
 Knows neither weights nor files: `pack` turns a matrix of integers into bytes, `unpack` turns them back.
 
-How a point is coded. The trellis (`trellis.py`) turns the point into a symbol k. Its magnitude becomes a *token* of 16
-and some raw bits: 0 to 7 stand for themselves, tokens 8 to 14 for half octaves (8-11, 12-15, 16-23, ... 64-95) and
-token 15 for all above, in Elias gamma. Tokens go through the range coder, mantissa bits and signs into a plain bit
-string.
+How a point is coded: `tokens` makes a token and raw bits of it. Tokens go through the range coder, raw bits into a
+plain bit string. Points of the plain grid can have their tokens in the bit string, too (`prefix`), for speed.
 
-What makes it tight. Every row and every column carries a *scale class* on a half-octave grid, and the class of a
-weight is the sum: symbols of class c have a standard deviation near 2 ** ((c - 5) / 2). The context of a token is
-its class and the trellis quantiser in force. Each context starts from the frequencies in `prior.py` and learns
-while it codes, so no table is ever sent. Classes above TOP_CLASS shift low bits out into the bit string. Rows and
-columns without any nonzero point are dead: they cost one flag and nothing more.
+What makes it tight. The context of a token is its scale class, the sum of its row's and its column's, and the trellis
+quantiser in force. Each context starts from the frequencies in `prior.py` and learns while it codes, so no table is
+ever sent. Rows and columns without any nonzero point are dead: they cost one flag and nothing more.
 
 Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded
 last to first in blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At
@@ -30,30 +26,41 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from paramcompress import prefix
 from paramcompress.jit import compiled
 from paramcompress.prior import PRIOR
+from paramcompress.tokens import (
+    ESCAPE,
+    ESCAPE_FROM,
+    LEAST,
+    N_CLASSES,
+    N_TOKENS,
+    OPEN_BITS,
+    POINT_LIMIT,
+    TOKENS,
+    WALKS,
+    entropy_bits,
+    mantissa,
+    push,
+    put_mantissa,
+    scale_context,
+    token_of,
+    window,
+)
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
-N_TOKENS = 16
-ESCAPE = N_TOKENS - 1
-ESCAPE_FROM = 96
-TOP_CLASS = 13
-N_CLASSES = TOP_CLASS + 1
-UNIT_CLASS = 5
-"""Class of symbols with standard deviation 1."""
 DEAD = -1
 """Class of a row or column whose points are all zero."""
 
 FREQUENCY_BITS = 12
 TOTAL = 1 << FREQUENCY_BITS
+_BY_PREFIX = 7
+"""What a stream whose points have prefix codes has in place of the logarithm of its trellis' states."""
 BLOCK = 1 << 16
 STATE_START = 1 << 16
 
 MOST_CLASS = 127
 """Largest class of a row or column, before the base is added."""
-MOST_SHIFT = 24
-POINT_LIMIT = 1 << 30
-
 _ROW_DEAD = 2 * N_CLASSES
 """Context of a row's dead flag; the next one is for its class, the two after that are the columns'."""
 _COLUMN_DEAD = _ROW_DEAD + 2
@@ -80,14 +87,17 @@ class Scales:
     """(n_columns,): 0 and up, or DEAD."""
 
 
-def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period: int = 1) -> bytes:
+def pack(
+    points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period: int = 1, may_prefix: bool = False
+) -> bytes:
     """Bytes of a matrix of lattice points.
 
     Args:
         points: (n_columns, n_rows), |point| < 2**30, each on the quantiser that the trellis allows there; zero in
             dead rows and columns. scales: classes; any are legal, good ones make the bytes few. trellis: the one
             the points were chosen with. period: columns that lie this far apart have similar classes (kernel
-            positions repeat from input to input).
+            positions repeat from input to input). may_prefix: code points that have no trellis by prefix codes where
+            these cost little.
 
     Raises:
         ValueError: shapes do not fit, or a point is off the trellis.
@@ -96,12 +106,13 @@ def pack(points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period:
     if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
         raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
     walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
-    flags, words, raw, n_bits = _pack(
-        points, scales.base, scales.rows, scales.columns, period, *walk, *_start_model(False)
-    )
+    sides = scales.base, scales.rows, scales.columns
+    lengths = prefix.cheap_lengths(points, *sides) if may_prefix and trellis.n_states == 1 else prefix.NO_LENGTHS
+    flags, words, raw, n_bits = _pack(points, *sides, period, *walk, lengths, *_start_model(False))
     if n_bits < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
-    head = bytes([trellis.n_states.bit_length() - 1 | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
+    coder = _BY_PREFIX if len(lengths) else trellis.n_states.bit_length() - 1
+    head = bytes([coder | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
     bit_string = raw.astype("<u4", copy=False).tobytes()[: (n_bits + 7) // 8]
     return head + varint(len(words)) + words.astype("<u2", copy=False).tobytes() + bit_string
 
@@ -116,20 +127,22 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     """
     if len(stream) < 3:
         raise ValueError("stream too short")
-    log_states, flags = stream[0] & 7, stream[0] >> 3
-    trellis = TRELLISES.get(1 << log_states)
-    if trellis is None:
-        raise ValueError(f"trellis of {1 << log_states} states is not known")
+    coder, flags = stream[0] & 7, stream[0] >> 3
+    n_states = 1 if coder == _BY_PREFIX else 1 << coder
+    if n_states not in TRELLISES:
+        raise ValueError(f"trellis of {n_states} states is not known")
     base = int.from_bytes(stream[1:2], "little", signed=True)
     n_words, at = read_varint(stream, 2)
     if 2 * n_words > len(stream) - at:
         raise ValueError("stream cut short")
     words = np.frombuffer(stream, "<u2", n_words, at)
     bits = stream[at + 2 * n_words :]
-    raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + 16))), "<u4")
+    raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + prefix.BEYOND))), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
-    walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
-    used_words, used_bits = _decode(words, raw, 8 * len(bits), flags, base, period, *walk, *_start_model(True), points)
+    walk = WALKS[n_states], columns_per_chain(n_rows)
+    used_words, used_bits = _decode(
+        words, raw, 8 * len(bits), flags, base, period, *walk, coder == _BY_PREFIX, *_start_model(True), points
+    )
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
@@ -155,87 +168,6 @@ def read_varint(stream: bytes | memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
     raise ValueError("number too long")
-
-
-# ------------------------------------------------------------------------------------------- magnitudes and raw bits
-
-
-WALKS = {
-    n: (2 * one.next_state + one.quantiser[one.next_state]).astype(np.uint8).reshape(-1) for n, one in TRELLISES.items()
-}
-"""By number of states: where parity p leads from state s, at 2 s + p: twice the next state plus the quantiser there."""
-
-
-_OPEN_BITS = np.array([0] * 8 + [(token - 2) // 2 - 1 for token in range(8, ESCAPE)] + [0], np.uint8)
-"""Mantissa bits that follow a token; the escape, which says itself how many, counts as none."""
-_LEAST = np.array([*range(8), *((2 + (token & 1)) << (token - 2) // 2 - 1 for token in range(8, ESCAPE)), 0], np.uint8)
-"""Least magnitude of a token."""
-TOKENS = np.repeat(np.arange(ESCAPE, dtype=np.uint8), np.diff(np.append(_LEAST[:ESCAPE], ESCAPE_FROM)))
-"""Token of each magnitude below ESCAPE_FROM."""
-
-
-@compiled
-def token_of(magnitude: int) -> int:
-    """Token of a magnitude; docs/format.md has the table."""
-    if magnitude < 8:
-        return magnitude
-    if magnitude >= ESCAPE_FROM:
-        return ESCAPE
-    octave = 3
-    while magnitude >> (octave + 1):
-        octave += 1
-    return 2 + 2 * octave + (magnitude >> (octave - 1) & 1)
-
-
-@compiled
-def _push(raw, bits, value, n):
-    """Append the n <= 32 bits of value. bits: (full words in raw, those that wait, how many of these)."""
-    n_words, waiting, n_waiting = bits
-    waiting |= np.uint64(value) << np.uint64(n_waiting)
-    n_waiting += n
-    # the word is written whether it is full or not: a branch would cost more, since nobody can foresee it
-    raw[np.uintp(n_words)] = waiting & np.uint64(0xFFFFFFFF)
-    full = n_waiting >> 5
-    waiting >>= np.uint64(full << 5)
-    return n_words + full, waiting, n_waiting & 31
-
-
-@compiled
-def _window(raw, at):
-    """At least 33 bits from bit `at` on."""
-    word = np.uintp(at >> 5)
-    wide = np.uint64(raw[word]) | np.uint64(raw[word + np.uintp(1)]) << np.uint64(32)
-    return wide >> np.uint64(at & 31)
-
-
-@compiled
-def _read_bits(raw, at, n):
-    return np.int64(_window(raw, at)) & ((np.int64(1) << n) - 1)
-
-
-@compiled
-def _put_mantissa(magnitude, token, raw, bits):
-    """What a token of 8 and above leaves open."""
-    if token == ESCAPE:
-        rest = magnitude - (ESCAPE_FROM - 1)
-        length = 0
-        while rest >> (length + 1):
-            length += 1
-        return _push(raw, _push(raw, bits, length, 5), rest - (1 << length), length)
-    n = (token - 2) // 2 - 1
-    return _push(raw, bits, magnitude & ((1 << n) - 1), n)
-
-
-@compiled
-def _mantissa(token, raw, at):
-    """Magnitude of a token and the next bit position."""
-    if token < 8:
-        return token, at
-    if token == ESCAPE:
-        length = _read_bits(raw, at, 5)
-        return 95 + (1 << length) + _read_bits(raw, at + 5, length), at + 5 + length
-    n = (token - 2) // 2 - 1
-    return ((2 + (token & 1)) << n) + _read_bits(raw, at, n), at + n
 
 
 # ------------------------------------------------------------------------------------------- points to tokens
@@ -285,7 +217,7 @@ def _put_classes(classes, coded, flagged, period, local, context, contexts, toke
             tokens[n_tokens] = token
             n_tokens += 1
             if token >= 8:
-                bits = _put_mantissa(zigzag, token, raw, bits)
+                bits = put_mantissa(zigzag, token, raw, bits)
             _note_class(total, count, phase, classes[i], local)
     return n_tokens, bits
 
@@ -311,17 +243,6 @@ def distance_bits(classes, period, local):
 
 
 @compiled
-def entropy_bits(counts):
-    """Bits of as many symbols as counts say, by their own frequencies."""
-    total = counts.sum()
-    bits = 0.0
-    for count in counts:
-        if count > 0:
-            bits += count * np.log2(total / count)
-    return bits
-
-
-@compiled
 def _note_class(total, count, phase, value, local):
     if local:
         total[phase] = value
@@ -342,27 +263,14 @@ def _mean_class(total, count, phase):
 
 
 @compiled
-def scale_context(scale_class: int) -> tuple[int, int]:
-    """Context class of a scale class, 0 to TOP_CLASS, and the low bits of its symbols that go into the bit string."""
-    if scale_class <= TOP_CLASS:
-        return max(scale_class, 0), 0
-    shift = min((scale_class - TOP_CLASS + 1) >> 1, MOST_SHIFT)
-    return min(scale_class - 2 * shift, TOP_CLASS), shift
-
-
-@compiled
-def _put_all(points, base, rows, columns, flags, period, walk, per_chain, contexts, tokens, raw):
-    """Contexts and tokens of classes and points; their number, negative where a point does not fit, and where the bit
-    string ends."""
+def _put_sides(rows, columns, flags, period, contexts, tokens, raw):
+    """Contexts and tokens of all classes; their number, and where the bit string is."""
     out = contexts, tokens, raw
     one, nothing, bits = np.int64(1), np.int64(0), (np.int64(0), np.uint64(0), np.int64(0))
     n, bits = _put_classes(rows, flags & 1, flags >> 2 & 1, one, nothing, np.int64(_ROW_DEAD), *out, nothing, bits)
-    n, bits = _put_classes(
+    return _put_classes(
         columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, np.int64(_COLUMN_DEAD), *out, n, bits
     )
-    n, bits = _put_points(points, base, rows, columns, walk, per_chain, *out, n, bits)
-    n_full, waiting, n_waiting = bits
-    return n, n_full, waiting, n_waiting
 
 
 @compiled
@@ -393,11 +301,11 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
                 token = np.int64(TOKENS[np.uintp(head)])
             else:
                 token = np.int64(ESCAPE)
-                bits = _put_mantissa(head, token, raw, bits)
+                bits = put_mantissa(head, token, raw, bits)
             # mantissa, shifted bits and sign are one string
-            n = np.int64(_OPEN_BITS[np.uintp(token)])
+            n = np.int64(OPEN_BITS[np.uintp(token)])
             value = (head & ((1 << n) - 1)) | (k & ((1 << shift) - 1)) << n | negative << (n + shift)
-            bits = _push(raw, bits, value, n + shift + nonzero)
+            bits = push(raw, bits, value, n + shift + nonzero)
             contexts[np.uintp(n_tokens)] = 2 * c + q
             tokens[np.uintp(n_tokens)] = token
             n_tokens += 1
@@ -518,21 +426,35 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
 
 
 @compiled
-def _pack(points, base, rows, columns, period, walk, per_chain, counts, spans, no_slots):
-    """Flags, words and bit string, and how many bits this has; negative where a point does not fit."""
-    n_most = points.size + 2 * (len(rows) + len(columns))
-    contexts = np.empty(n_most, np.uint8)
-    tokens = np.empty(n_most, np.uint8)
+def _pack(points, base, rows, columns, period, walk, per_chain, lengths, counts, spans, no_slots):
+    """Flags, words and bit string, and how many bits this has; negative where a point does not fit.
+
+    lengths: of prefix codes, or nothing.
+    """
+    by_prefix = len(lengths) > 0
+    n_classes = 2 * (len(rows) + len(columns))
+    n_coded = n_classes if by_prefix else n_classes + points.size
+    contexts = np.empty(n_coded, np.uint8)
+    tokens = np.empty(n_coded, np.uint8)
     largest, bits_each = peak(points), 29
     while largest >> (bits_each - 12):
         bits_each += 1
-    raw = np.empty(n_most * bits_each // 32 + 3, np.uint32)
+    if by_prefix:
+        bits_each += prefix.LONGEST
+    raw = np.empty((n_classes + points.size) * bits_each // 32 + prefix.LENGTHS_WORDS + 3, np.uint32)
     flags = _flags(rows, columns, period)
-    n_tokens, n_full, waiting, n_waiting = _put_all(
-        points, base, rows, columns, flags, period, walk, per_chain, contexts, tokens, raw
-    )
-    if n_tokens < 0:
+    n_tokens, bits = _put_sides(rows, columns, flags, period, contexts, tokens, raw)
+    if by_prefix:
+        bits = prefix.put_lengths(lengths, raw, bits)
+        fits, bits = prefix.put_points(points, base, rows, columns, lengths, raw, bits)
+    else:
+        n_tokens, bits = _put_points(
+            points, base, rows, columns, walk, per_chain, contexts, tokens, raw, n_tokens, bits
+        )
+        fits = n_tokens >= 0
+    if not fits:
         return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
+    n_full, waiting, n_waiting = bits
     raw[n_full] = waiting
     words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts, spans, no_slots)
     return flags, words, raw[: n_full + 1], 32 * n_full + n_waiting
@@ -603,7 +525,7 @@ def _get_classes(
             if part == 0:
                 classes[i] = DEAD if token else 0
                 continue
-            zigzag, bit = _mantissa(np.int64(token), raw, bit)
+            zigzag, bit = mantissa(np.int64(token), raw, bit)
             phase = i % period
             value = _mean_class(total, count, phase) + ((zigzag >> 1) ^ -(zigzag & 1))
             if bit > n_bits or value < 0 or value > MOST_CLASS:
@@ -614,7 +536,7 @@ def _get_classes(
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, spans, slots, points):
+def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix, counts, spans, slots, points):
     """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
     n_columns, n_rows = points.shape
     counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
@@ -637,6 +559,11 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, sp
         return -1, -1
     state = np.uint32(clock[0])
     at = clock[1]
+    if by_prefix:
+        if state != STATE_START or points.size == 0:
+            return -1, -1
+        bit = prefix.get_points(raw, bit, n_bits, base, rows, columns, points)
+        return (at, bit) if bit >= 0 else (-1, -1)
     last = len(words) - 1
     here = np.int64(0)  # twice the state of the trellis, plus its quantiser
     for j in range(n_columns):
@@ -673,18 +600,18 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, counts, sp
             state = np.uint32(state << np.uint32(16) | word) if more else state
             at += more
             counts[context, token] += COUNT
-            n = np.int64(_OPEN_BITS[token])
-            head = np.int64(_LEAST[token])
+            n = np.int64(OPEN_BITS[token])
+            head = np.int64(LEAST[token])
             if shift == 0 and token != ESCAPE:  # what is read is known from the token: the next need not wait for it
-                string = np.int64(_window(raw, bit))
+                string = np.int64(window(raw, bit))
                 nonzero = np.int64(token != 0)
                 k = head + (string & ((1 << n) - 1))
                 sign = string >> n & nonzero
                 bit += n + nonzero
             else:
                 if token == ESCAPE:
-                    head, bit = _mantissa(np.int64(token), raw, bit)
-                string = np.int64(_window(raw, bit) & np.uint64(0x1FFFFFFFF))
+                    head, bit = mantissa(np.int64(token), raw, bit)
+                string = np.int64(window(raw, bit) & np.uint64(0x1FFFFFFFF))
                 head += string & ((1 << n) - 1)
                 k = head << shift | string >> n & ((1 << shift) - 1)
                 nonzero = np.int64(k != 0)

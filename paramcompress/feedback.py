@@ -26,9 +26,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.entropy import DEAD, Scales, scale_context
+from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.prices import N_MAGNITUDES
+from paramcompress.tokens import scale_context
 from paramcompress.trellis import Trellis, columns_per_chain
 
 _BLOCK = 64

@@ -13,23 +13,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.entropy import (
-    COUNT,
-    ESCAPE,
-    ESCAPE_FROM,
-    MOST_CLASS,
-    N_CLASSES,
-    N_TOKENS,
-    TOKENS,
-    WALKS,
-    Scales,
-    distance_bits,
-    entropy_bits,
-    scale_context,
-    token_of,
-)
+from paramcompress.entropy import COUNT, MOST_CLASS, Scales, distance_bits
 from paramcompress.jit import compiled
 from paramcompress.prior import PRIOR
+from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, WALKS, count_tokens, entropy_bits, token_of
 from paramcompress.trellis import Trellis, columns_per_chain
 
 BIT_WEIGHT = 0.46
@@ -166,22 +153,3 @@ def token_bits(counts, raw_bits):
                 if counts[c, q, t] > 0:
                     bits += _LEARNING + counts[c, q, t] * raw_bits[t]
     return bits
-
-
-@compiled
-def count_tokens(points, base, rows, columns, walk, per_chain, counts):
-    """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk from WALKS."""
-    at = np.int64(0)
-    for j in range(points.shape[0]):
-        if j % per_chain == 0:
-            at = np.int64(0)
-        column = columns[j]
-        for i in range(np.uintp(points.shape[1])):
-            row = rows[i]
-            if row >= 0 and column >= 0:
-                c, shift = scale_context(base + row + column)
-                k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
-                head = k >> shift
-                token = np.int64(TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
-                counts[np.uintp(c), np.uintp(at & 1), np.uintp(token)] += 1
-                at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.entropy import DEAD, Scales, scale_context
+from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
+from paramcompress.tokens import scale_context
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 LANES = 8
@@ -113,36 +114,43 @@ def _tables(base, rows, columns, cost, weight):
 
 @compiled
 def round_points(x, inverse, base, rows, columns, price, chains, per_chain, points):
-    """The plain grid: each number decides alone between the point nearest to it and the next one towards zero.
+    """The plain grid: each number decides alone between the points on its two sides.
 
     inverse: of the step.
     """
-    most = np.int64(price.shape[2] - 1)
-    flat = price.reshape(-1)
-    context = _contexts(base, rows, columns, 2 * price.shape[2])
+    n_classes, _, n_magnitudes = price.shape
+    least = np.ones((n_classes, n_magnitudes + 1), np.float32)
+    for c in range(n_classes):
+        for k in range(n_magnitudes - 1):
+            # 2 (k + 1) is better than 2 k where (size - 2 k)^2 + price > (size - 2 k - 2)^2 + price of the next
+            least[c, k] = max(1 + (price[c, 0, k + 1] - price[c, 0, k]) / 4, 1)
+    flat = least.reshape(-1)
+    context = _contexts(base, rows, columns, n_magnitudes + 1)
+    of_class = -1
+    first = np.zeros(len(rows), np.int32)
+    most = np.zeros(len(rows), np.int32)
+    dead = np.flatnonzero(rows == DEAD)
     for chain in chains:
         for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
             column = columns[j]
             if column == DEAD:
                 continue
+            if column != of_class:
+                of_class = column
+                for i in range(len(rows)):
+                    entry = context[np.uintp(column + max(rows[i], 0))]
+                    is_plain = entry & np.uintp(31) == 0
+                    first[i] = entry >> np.uintp(5) if is_plain else n_magnitudes
+                    most[i] = n_magnitudes if is_plain else 0
             for i in range(np.uintp(x.shape[1])):
-                row = rows[i]
-                if row == DEAD:
-                    continue
                 number = x[j, i] * inverse
-                entry = context[np.uintp(column + row)]
-                at = entry >> np.uintp(5)
-                shift = np.int64(entry & np.uintp(31))
                 size = abs(number)
-                high = np.int64(size * np.float32(0.5) + np.float32(0.5))
-                low = high - (high > 0)
-                to_high = size - np.float32(2) * np.float32(high)
-                to_low = size - np.float32(2) * np.float32(low)
-                at_high = to_high * to_high + flat[at + np.uintp(min(high >> shift, most))]
-                at_low = to_low * to_low + flat[at + np.uintp(min(low >> shift, most))]
-                lower = at_low < at_high  # used without a branch: which way it went could not be foreseen
-                point = 2 * (high - lower)
+                low = np.int32(size * np.float32(0.5))
+                beyond = size - np.float32(2 * low) >= flat[np.uintp(first[i] + min(low, most[i]))]
+                point = np.int32(2 * (low + beyond))
                 points[j, i] = -point if number < 0 else point
+            for i in dead:
+                points[j, i] = 0
 
 
 @compiled

@@ -468,13 +468,15 @@ def classes(
 
 def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
     """Points (n_columns, n_rows) of a symbol stream."""
-    n_states, flags = 1 << (stream[0] & 7), stream[0] >> 3
+    by_prefix, flags = stream[0] & 7 == 7, stream[0] >> 3
+    n_states = 1 if by_prefix else 1 << (stream[0] & 7)
     base = int.from_bytes(stream[1:2], "little", signed=True)
     n_words, at = varint(stream, 2)
     tokens = Tokens(np.frombuffer(stream, "<u2", n_words, at).tolist())
     bits = Bits(stream[at + 2 * n_words :])
     rows_of = classes(n_rows, flags & 1, flags >> 2 & 1, 0, 1, 28, tokens, bits)
     columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, flags >> 4, period, 30, tokens, bits)
+    codes = [code_words(bits) for _ in range(14)] if by_prefix else []
     g0, g1 = {1: (0, 0), 4: (1, 2), 8: (2, 5), 32: (5, 29)}[n_states]
     points = np.zeros((n_columns, n_rows), np.int64)
     at_least = chain()
@@ -490,7 +492,8 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
             if c > 13:
                 h = min((c - 12) // 2, 24)
                 c = min(c - 2 * h, 13)
-            k = magnitude(tokens.read(2 * max(c, 0) + q), bits) << h
+            token = prefix_token(codes[max(c, 0)], bits) if by_prefix else tokens.read(2 * max(c, 0) + q)
+            k = magnitude(token, bits) << h
             k |= bits.read(h)
             if k:
                 points[j, i] = -(2 * k - q) if bits.read(1) else 2 * k - q
@@ -498,6 +501,29 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
     assert (tokens.state, tokens.at) == (65536, n_words), "words left over"
     assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
     return points
+
+
+def code_words(bits: Bits) -> dict[tuple[int, int], int]:
+    """(length, word) -> token, of one context class."""
+    lengths = [bits.read(4) for _ in range(bits.read(5))]
+    words, word = {}, 0
+    for length in range(1, 10):
+        for token, own in enumerate(lengths):
+            if own == length:
+                words[length, word] = token
+                word += 1
+        assert word <= 1 << length, "more words than there is room"
+        word *= 2
+    return words
+
+
+def prefix_token(codes: dict[tuple[int, int], int], bits: Bits) -> int:
+    word = 0
+    for length in range(1, 10):
+        word = 2 * word + bits.read(1)
+        if (length, word) in codes:
+            return codes[length, word]
+    raise AssertionError("no word of a token's")
 
 
 def parity(value: int) -> int:

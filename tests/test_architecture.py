@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1] / "paramcompress"
 FLOORS = (
     ("errors", "records", "jit", "prior", "heap", "verdicts", "threads"),
     ("units", "trellis", "metrics", "dictionaries", "scratch", "patterns", "calls"),
+    ("tokens",),
+    ("prefix",),
     ("entropy", "checkers", "tables"),
     (
         "prices",

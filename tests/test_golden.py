@@ -31,7 +31,7 @@ from paramcompress.trellis import TRELLISES
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = GOLDEN / "expected.json"
-MOST_BYTES = 2048
+MOST_BYTES = 3072
 
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -59,6 +59,14 @@ def same(rng: np.random.Generator) -> Made:
     weight = gaussian(rng, 18, 16)
     tensors = {"a": weight, "tied": weight, "equal": weight.clone(), "b": gaussian(rng, 4)}
     return tensors, {"max_rel_error": 0.1}
+
+
+def prefix(rng: np.random.Generator) -> Made:
+    """Large enough for prefix codes; a dead row, and some of larger scale."""
+    weight = gaussian(rng, 128, 64)
+    weight[3] = 0
+    weight[40:48] *= 4
+    return one(weight, "none", "fast", max_rel_error=0.17)
 
 
 GRID = (8, 5)
@@ -106,6 +114,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "exact": exact,
     "same": same,
     "none-fast": lambda rng: one(gaussian(rng, 20, 16), "none", "fast"),
+    "prefix": prefix,
     "none-default": lambda rng: one(gaussian(rng, 20, 16), "none"),
     "none-max": lambda rng: one(gaussian(rng, 20, 16), "none", "max"),
     "classes": lambda rng: one(mixed_scales(rng, 20, 16), "none", max_rel_error=1e-6),
@@ -181,7 +190,7 @@ def test_nothing_is_missing_and_nothing_is_left_over(expected: dict[str, Any]) -
 
 def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, Any]) -> None:
     """The gatekeeper: a new codec id or dictionary needs a golden file."""
-    codecs, dictionaries, kinds, states, homes = set(), set(), set(), set(), set()
+    codecs, dictionaries, kinds, coders, homes = set(), set(), set(), set(), set()
     for name in MAKERS:
         with Reader(path_of(name)) as reader:
             for entry in reader.index.entries:
@@ -189,11 +198,12 @@ def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, An
                 (kinds if entry.codec == PREDICTED else dictionaries).add(entry.dictionary)
                 homes.add(entry.home)
                 if entry.codec == FACTORED and entry.dictionary == "none" and entry.same_as is None:
-                    states.add(1 << (reader.stream(entry)[5] & 7))
+                    coders.add(reader.stream(entry)[5] & 7)
     assert codecs == {EXACT, FACTORED, PREDICTED}
     assert kinds == {*REGENERATED, "covariance", "pca"}
     assert dictionaries == {f"{low}{name}" for low in ("", "lowrank+") for name in TRANSFORMS} - {"lowrank+none"} | {
         "lowrank"
     }
-    assert states == set(TRELLISES) - {4}, "four states are in the format, and no effort uses them"
+    logarithms = {n_states.bit_length() - 1 for n_states in TRELLISES if n_states != 4}
+    assert coders == logarithms | {7}, "four states are in the format, and no effort uses them; 7 is for prefix codes"
     assert homes == {0, 1, 2, 3}

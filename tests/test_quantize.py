@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers import legal_points, uniform_scales
 
-from paramcompress.entropy import DEAD, N_CLASSES, Scales, pack
+from paramcompress.entropy import DEAD, Scales, pack
 from paramcompress.prices import N_MAGNITUDES, cost_table, histogram
 from paramcompress.quantize import quantize
+from paramcompress.tokens import N_CLASSES
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 ALL = pytest.mark.parametrize("n_states", TRELLISES)

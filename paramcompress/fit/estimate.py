@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramcompress import prices
-from paramcompress.entropy import N_CLASSES, N_TOKENS, WALKS
 from paramcompress.fit.scales import fit_scales, to_classes
 from paramcompress.fit.settle import on_plain_grid
 from paramcompress.jit import compiled
+from paramcompress.tokens import N_CLASSES, N_TOKENS, WALKS, count_tokens
 
 
 def estimated_bits(x: NDArray[np.float32], target: float) -> float:
@@ -39,7 +39,7 @@ def _estimate(x, target, price, walk, raw_bits):
             break
         step *= min(max(np.sqrt(target / max(error, 1e-30)), 0.5), 2.0)
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    prices.count_tokens(points, base, row_classes, column_classes, walk, np.int64(1), counts)
+    count_tokens(points, base, row_classes, column_classes, walk, np.int64(1), counts)
     n_nonzero = 0
     for j in range(x.shape[0]):
         for i in range(x.shape[1]):

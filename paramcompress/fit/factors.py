@@ -10,7 +10,7 @@ Shapes: W (n_out, n_in * K), x its transpose (n_in * K, n_out) in dictionary coo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,14 @@ class Effort:
     """The squared error found may fall short of the limit by this share."""
     fitted: bool
     """Whether bases and low rank, which are fitted to a layer, are tried unasked."""
+    may_prefix: bool = False
+    """Whether stored weights may have prefix codes, which take less time and more bytes."""
     thorough: bool = False
     """Whether half the rank that theory says is tried beside it."""
 
 
 EFFORTS = {
-    "fast": Effort(n_states=1, sample=1 << 11, tolerance=0.02, fitted=False),
+    "fast": Effort(n_states=1, sample=1 << 11, tolerance=0.02, fitted=False, may_prefix=True),
     "default": Effort(n_states=8, sample=1 << 12, tolerance=0.02, fitted=True),
     "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, fitted=True, thorough=True),
 }
@@ -112,6 +114,8 @@ def fit(
         step, stored = search_step(x, target, trellis, period, effort.tolerance, transform.gram)
     else:
         step, stored = search_sparse(x, target, trellis, period, choice.density, transform.gram)
+    if stored is not None and effort.may_prefix:
+        stored = replace(stored, may_prefix=True)
     factors = Factors(layout, step, transform.name, transform.basis, low_rank, stored)
     if not factors.is_exact:
         raise Unfit("partial sums would not be exact in float64")

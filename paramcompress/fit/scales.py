@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.entropy import DEAD, MOST_CLASS, UNIT_CLASS, Scales
+from paramcompress.entropy import DEAD, MOST_CLASS, Scales
 from paramcompress.jit import compiled, compiled_sums
+from paramcompress.tokens import UNIT_CLASS
 
 DEAD_PEAK, DEAD_RMS = 1.3, 0.45
 """Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse

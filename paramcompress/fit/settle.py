@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramcompress import prices
-from paramcompress.entropy import N_CLASSES, N_TOKENS, WALKS, Scales
+from paramcompress.entropy import Scales
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile, to_classes
 from paramcompress.jit import compiled, compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import round_points
+from paramcompress.tokens import N_CLASSES, N_TOKENS, WALKS, count_tokens
 
 TRELLIS_STEP = math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
 """Times the step of the plain grid: that of a trellis at the same error."""
@@ -112,7 +113,7 @@ def _settle(
         class_step = live_step if way & 8 else trellis_step
         one = to_classes(*sides, class_step, live_step, by_row, by_column, grid)
         counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-        prices.count_tokens(points, one[0], one[1][at_rows], one[2][at_columns], walk, np.int64(1), counts)
+        count_tokens(points, one[0], one[1][at_rows], one[2][at_columns], walk, np.int64(1), counts)
         row_bits, column_bits = prices.side_bits(one[1], one[2], period)
         bits = row_bits + column_bits + grown * prices.token_bits(counts, raw_bits)
         if way == 0:
