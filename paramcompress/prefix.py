@@ -1,9 +1,9 @@
-"""Prefix codes for the tokens of lattice points on the plain grid: for `fast`, which takes time for bytes.
+"""Prefix codes for the tokens of lattice points on the plain grid: for `fast`, which gives bytes for time.
 
-A Huffman code for each scale class, its lengths sent before the points (Huffman 1952), in the bit string of `entropy`'s
-stream, where each code is followed by what its token leaves open. Coding and decoding take two fifths of the range
-coder's time, and 1 to 10 % more bytes: a token costs whole bits, and nothing is learnt on the way. Where zeros prevail,
-it costs far more; `costs_little` says so before anything is written.
+One code for each scale class, the lengths of its words sent before the points, all in the bit string of `entropy`'s
+stream; each word is followed there by what its token leaves open. Coding and decoding take two fifths of
+the range coder's time, and 1 to 10 % more bytes: a token costs whole bits, and nothing is learnt on the way. Where
+zeros prevail it would be far more; `cheap_lengths` finds that out before anything is written.
 
 Byte layout: docs/format.md, "symbols".
 
@@ -69,48 +69,43 @@ def cheap_lengths(
 
 @compiled
 def code_lengths(counts):
-    """(N_CLASSES, N_TOKENS) bits of each token's code, 0 to LONGEST; 0 for tokens that do not occur."""
+    """(N_CLASSES, N_TOKENS) bits of each token's code, at most LONGEST, of least total for such counts; 0 for tokens
+    that do not occur, 1 for one that is alone."""
     lengths = np.zeros(counts.shape, np.uint8)
     for c in range(N_CLASSES):
-        weights = counts[c].copy()
-        while weights.max() > 0:
-            _huffman(weights, lengths[c])
-            if lengths[c].max() <= LONGEST:
-                break
-            for t in range(N_TOKENS):  # flatter weights make shorter codes
-                weights[t] = (weights[t] + 1) >> 1
+        if counts[c].max() > 0:
+            _merge_packages(counts[c], lengths[c])
     return lengths
 
 
 @compiled
-def _huffman(weights, lengths):
-    """Code lengths of least total for such weights; a single token gets one bit."""
-    n = len(weights)
-    weight = np.zeros(2 * n, np.int64)  # of tokens, then of the pairs made of them; 0 for what is in a pair
-    weight[:n] = weights
-    parent = np.zeros(2 * n, np.int64)
-    top = n
-    while True:
-        least = second = -1
-        for t in range(top):
-            if weight[t] > 0 and (least < 0 or weight[t] < weight[least]):
-                least, second = t, least
-            elif weight[t] > 0 and (second < 0 or weight[t] < weight[second]):
-                second = t
-        if second < 0:
-            break
-        weight[top] = weight[least] + weight[second]
-        weight[least] = weight[second] = 0
-        parent[least] = parent[second] = top
-        top += 1
-    for t in range(n):
-        lengths[t] = 0
-        node = t
-        while parent[node] > 0:
-            node = parent[node]
-            lengths[t] += 1
-    if top == n and least >= 0:
-        lengths[least] = 1
+def _merge_packages(counts, lengths):
+    """Package-merge (Larmore and Hirschberg 1990): LONGEST times, tokens and the pairs of what was there before are put
+    in order of weight. Of the last list the lightest 2 n - 2 are taken, then of each list before it the pairs that
+    these are made of; a token's code is as long as it was taken often."""
+    order = np.argsort(counts)
+    order = order[counts[order] > 0]
+    n = len(order)
+    weights = np.zeros(2 * n, np.int64)
+    is_pair = np.zeros((LONGEST, 2 * n), np.bool_)
+    n_pairs = 0
+    for level in range(LONGEST):
+        merged = np.zeros(2 * n, np.int64)
+        pair = 0
+        for at in range(n + n_pairs):
+            token = at - pair
+            packed = weights[2 * pair] + weights[2 * pair + 1]
+            is_pair[level, at] = token == n or (pair < n_pairs and packed < counts[order[token]])
+            merged[at] = packed if is_pair[level, at] else counts[order[token]]
+            pair += is_pair[level, at]
+        weights = merged
+        n_pairs = (n + n_pairs) // 2
+    n_taken = max(2 * n - 2, 1)
+    for level in range(LONGEST - 1, -1, -1):
+        n_pairs = is_pair[level, :n_taken].sum()
+        for token in order[: n_taken - n_pairs]:
+            lengths[token] += 1
+        n_taken = 2 * n_pairs
 
 
 @compiled

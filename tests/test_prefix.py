@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import functools
+import math
 
 import numpy as np
 import pytest
 import reference_decoder
 from helpers import bit_flips, legal_points, mutations, uniform_scales
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paramcompress import prefix
@@ -73,54 +73,59 @@ def test_largest_points(point: int, base: int) -> None:
     np.testing.assert_array_equal(unpack(forced(points, uniform_scales(1, 4, base)), 4, 1), points)
 
 
-def huffman_bits(counts: list[int]) -> int:
-    """Total of an optimal code of any length: the sum of all pairs that are made."""
-    heap = [count for count in counts if count]
-    heapq.heapify(heap)
-    total = sum(heap) if len(heap) == 1 else 0
-    while len(heap) > 1:
-        pair = heapq.heappop(heap) + heapq.heappop(heap)
-        total += pair
-        heapq.heappush(heap, pair)
-    return total
+def least_bits(counts: list[int]) -> int:
+    """Total of the best code with lengths up to LONGEST, by trying all: heavier tokens never have longer ones."""
+    weights = sorted((count for count in counts if count), reverse=True)
+
+    @functools.cache
+    def best(token: int, length: int, room: int) -> float:
+        """Of the tokens from this one on, at least so long, in so many words of LONGEST bits."""
+        if token == len(weights):
+            return 0
+        if length > LONGEST or room < len(weights) - token:
+            return math.inf
+        words = 1 << (LONGEST - length)
+        here = weights[token] * length + best(token + 1, length, room - words) if words <= room else math.inf
+        return min(here, best(token, length + 1, room))
+
+    return int(best(0, 1, 1 << LONGEST))
+
+
+def table_of(counts: list[int], c: int = 0) -> np.ndarray:
+    """Counts of one class."""
+    table = np.zeros((N_CLASSES, N_TOKENS), np.int32)
+    table[c] = counts
+    return table
+
+
+FIBONACCI = [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987]
+"""Their code would be the longest there is, of 15 bits."""
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2000), min_size=N_TOKENS, max_size=N_TOKENS), st.integers(0, N_CLASSES - 1))
-def test_codes_are_optimal_up_to_the_longest(counts: list[int], c: int) -> None:
-    table = np.zeros((N_CLASSES, N_TOKENS), np.int32)
-    table[c] = counts
+@example(FIBONACCI, 3)
+@example([0, 0, 7] + [0] * 13, 0)
+@example([0] * 16, 0)
+def test_codes_are_the_best_there_are(counts: list[int], c: int) -> None:
+    table = table_of(counts, c)
     lengths = code_lengths(table)
     assert not np.delete(lengths, c, 0).any()
-    used = lengths[c][lengths[c] > 0].astype(float)
     assert (lengths[c] > 0).tolist() == [count > 0 for count in counts]
+    used = lengths[c][lengths[c] > 0].astype(float)
     assert used.max(initial=0) <= LONGEST
     assert len(used) < 2 or (2.0**-used).sum() == 1
-    bits = int((table[c] * lengths[c].astype(int)).sum())
-    assert bits >= huffman_bits(counts)
-    if used.max(initial=0) < LONGEST:  # nothing had to be made shorter
-        assert bits == huffman_bits(counts)
-
-
-def test_frequencies_of_fibonacci_are_kept_short() -> None:
-    """They make the longest codes there are: 15 bits for 16 tokens."""
-    counts = list(itertools.accumulate(range(N_TOKENS - 1), lambda pair, _: (pair[1], sum(pair)), initial=(1, 1)))
-    table = np.zeros((N_CLASSES, N_TOKENS), np.int32)
-    table[0] = [pair[0] for pair in counts]
-    lengths = code_lengths(table)[0].astype(float)
-    assert lengths.max() <= LONGEST
-    assert (2.0**-lengths).sum() == 1
-    assert (table[0] * lengths).sum() < 1.01 * huffman_bits(table[0].tolist())
+    assert int((table[c] * lengths[c].astype(int)).sum()) == least_bits(counts)
 
 
 def test_bytes_are_those_of_the_codes(rng: np.random.Generator) -> None:
-    k = (2 * rng.standard_normal((128, 128))).round().clip(-5, 5).astype(int)  # rarer ones would need longer codes
+    k = (2 * rng.standard_normal((128, 128))).round().astype(int)
     stream = pack((2 * k).astype(np.int32), uniform_scales(128, 128, 7), PLAIN, may_prefix=True)
     assert stream[0] & 7 == BY_PREFIX
     counts = np.bincount(np.array([token_of(size) for size in range(N_MAGNITUDES)])[abs(k)].ravel(), minlength=N_TOKENS)
     raw = sum(raw_bits_of(size) * int((abs(k) == size).sum()) for size in range(N_MAGNITUDES))
     n_lengths = int(np.flatnonzero(counts).max()) + 1
-    bits = huffman_bits(counts.tolist()) + raw + 5 * N_CLASSES + 4 * n_lengths
+    bits = least_bits(counts.tolist()) + raw + 5 * N_CLASSES + 4 * n_lengths
     assert len(stream) == 3 + -(-bits // 8)
 
 
