@@ -82,8 +82,8 @@ def quantize(
         chains = np.arange(-(-n_columns // per_chain))
     inverse = np.float32(1 / step)
     if trellis.n_states == 1:
-        price = cost * np.float32(weight)
-        round_points(x, inverse, scales.base, scales.rows, scales.columns, price, chains, per_chain, points)
+        sides = scales.base, scales.rows, scales.columns
+        round_points(x, inverse, *sides, cost, np.float32(weight), chains, per_chain, points)
         return points
     search = _SEARCHES[trellis.n_states]
     sides = scales.base, scales.rows, scales.columns
@@ -113,44 +113,42 @@ def _tables(base, rows, columns, cost, weight):
 
 
 @compiled
-def round_points(x, inverse, base, rows, columns, price, chains, per_chain, points):
+def round_points(x, inverse, base, rows, columns, cost, weight, chains, per_chain, points):
     """The plain grid: each number decides alone between the points on its two sides.
 
     inverse: of the step.
     """
-    n_classes, _, n_magnitudes = price.shape
+    n_classes, _, n_magnitudes = cost.shape
+    # how far beyond 2 k a size must be for 2 (k + 1); last entries are for all magnitudes above, and with shifted bits
     least = np.ones((n_classes, n_magnitudes + 1), np.float32)
     for c in range(n_classes):
         for k in range(n_magnitudes - 1):
-            # 2 (k + 1) is better than 2 k where (size - 2 k)^2 + price > (size - 2 k - 2)^2 + price of the next
-            least[c, k] = max(1 + (price[c, 0, k + 1] - price[c, 0, k]) / 4, 1)
+            # where (size - 2 k)^2 + weight * cost of k is more than (size - 2 k - 2)^2 + weight * cost of k + 1
+            least[c, k] = max(1 + weight * (cost[c, 0, k + 1] - cost[c, 0, k]) / 4, 1)
     flat = least.reshape(-1)
     context = _contexts(base, rows, columns, n_magnitudes + 1)
-    of_class = -1
     first = np.zeros(len(rows), np.int32)
     most = np.zeros(len(rows), np.int32)
     dead = np.flatnonzero(rows == DEAD)
-    for chain in chains:
-        for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
-            column = columns[j]
-            if column == DEAD:
-                continue
-            if column != of_class:
-                of_class = column
-                for i in range(len(rows)):
-                    entry = context[np.uintp(column + max(rows[i], 0))]
-                    is_plain = entry & np.uintp(31) == 0
-                    first[i] = entry >> np.uintp(5) if is_plain else n_magnitudes
-                    most[i] = n_magnitudes if is_plain else 0
-            for i in range(np.uintp(x.shape[1])):
-                number = x[j, i] * inverse
-                size = abs(number)
-                low = np.int32(size * np.float32(0.5))
-                beyond = size - np.float32(2 * low) >= flat[np.uintp(first[i] + min(low, most[i]))]
-                point = np.int32(2 * (low + beyond))
-                points[j, i] = -point if number < 0 else point
-            for i in dead:
-                points[j, i] = 0
+    for column in range(columns.max() + 1):  # class by class: where a row's entries lie is looked up once for each
+        for i in range(len(rows)):
+            entry = context[np.uintp(column + max(rows[i], 0))]
+            is_plain = entry & np.uintp(31) == 0
+            first[i] = entry >> np.uintp(5) if is_plain else n_magnitudes
+            most[i] = n_magnitudes if is_plain else 0
+        for chain in chains:
+            for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
+                if columns[j] != column:
+                    continue
+                for i in range(np.uintp(x.shape[1])):
+                    number = x[j, i] * inverse
+                    size = abs(number)
+                    low = np.int32(size * np.float32(0.5))
+                    beyond = size - np.float32(2 * low) >= flat[np.uintp(first[i] + min(low, most[i]))]
+                    point = np.int32(2 * (low + beyond))
+                    points[j, i] = -point if number < 0 else point
+                for i in dead:
+                    points[j, i] = 0
 
 
 @compiled

@@ -148,6 +148,8 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
         raise CheckpointError(path, error.strerror or str(error), tensor=entry.name) from error
     if content:
         raise CheckpointError(path, "the file has become shorter since it was opened", tensor=entry.name)
+    if entry.dtype == torch.float32:  # numpy's views take a fraction of the time of torch's
+        return torch.from_numpy(values.view(np.float32).reshape(entry.shape))
     return torch.from_numpy(values).view(entry.dtype).reshape(entry.shape)
 
 

@@ -18,12 +18,11 @@ from paramcompress.tokens import N_CLASSES, N_TOKENS, WALKS, count_tokens
 
 def estimated_bits(x: NDArray[np.float32], target: float) -> float:
     """Bits of x (n_columns, n_rows) at a mean squared error of `target`, classes of rows and columns left out."""
-    price = prices.cost_table() * np.float32(prices.BIT_WEIGHT)
-    return float(_estimate(x, target, price, WALKS[1], prices.token_raw_bits()))
+    return float(_estimate(x, target, prices.cost_table(), WALKS[1], prices.token_raw_bits()))
 
 
 @compiled
-def _estimate(x, target, price, walk, raw_bits):
+def _estimate(x, target, cost, walk, raw_bits):
     rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square = fit_scales(x, target)
     if mean_square <= target:
         return 0.0
@@ -34,7 +33,7 @@ def _estimate(x, target, price, walk, raw_bits):
     for turn in range(2):
         base, row_classes, column_classes = to_classes(*sides, step, step, yes, yes, fine)
         points = np.zeros(x.shape, np.int32)
-        _, error = on_plain_grid(x, step, base, row_classes, column_classes, price, points)
+        _, error = on_plain_grid(x, step, base, row_classes, column_classes, cost, points)
         if turn == 1 or 0.7 * target < error < 1.4 * target:
             break
         step *= min(max(np.sqrt(target / max(error, 1e-30)), 0.5), 2.0)

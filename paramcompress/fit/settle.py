@@ -60,11 +60,10 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
         gram: (K, K), Q^T Q where the basis is not quite orthonormal.
         period: K.
     """
-    price = prices.cost_table() * np.float32(prices.BIT_WEIGHT)
     sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
     base, rows, columns, step, counts, stretch, is_sparse = _settle(
         sample.x, sample.rows, sample.columns, *sides, profile.mean_square, target,
-        np.zeros((0, 0)) if gram is None else gram, period, price, WALKS[1], prices.token_raw_bits(),
+        np.zeros((0, 0)) if gram is None else gram, period, prices.cost_table(), WALKS[1], prices.token_raw_bits(),
     )  # fmt: skip
     return Settled(Scales(base, rows, columns), step, counts, stretch, bool(is_sparse))
 
@@ -87,7 +86,7 @@ def _stride(ratio, power):
 @compiled
 def _settle(
     x, at_rows, at_columns, rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, target,
-    gram, period, price, walk, raw_bits,
+    gram, period, cost, walk, raw_bits,
 ):  # fmt: skip
     live_step = np.sqrt(target / prices.MSE_OF_STEP)
     step = np.sqrt(target / prices.MSE_OF_PLAIN_STEP)
@@ -95,7 +94,7 @@ def _settle(
     sides = rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square
     base, row_classes, column_classes = to_classes(*sides, step, live_step, yes, yes, fine)
     points = np.zeros(x.shape, np.int32)
-    gain, error = on_plain_grid(x, step, base, row_classes[at_rows], column_classes[at_columns], price, points)
+    gain, error = on_plain_grid(x, step, base, row_classes[at_rows], column_classes[at_columns], cost, points)
     stretch = _stretch(x, points, gain, gram) if len(gram) else 1.0
     step *= _stride(target / max(stretch * error, 1e-30), STEP_POWER)
     trellis_step = step * TRELLIS_STEP
@@ -126,10 +125,10 @@ def _settle(
 
 
 @compiled
-def on_plain_grid(x, step, base, rows, columns, price, points):
+def on_plain_grid(x, step, base, rows, columns, cost, points):
     """Fills in the points; returns the best gain and the mean squared error with it."""
-    one = np.zeros(1, np.int64)  # chain, of all columns
-    round_points(x, np.float32(1 / step), base, rows, columns, price, one, len(x), points)
+    one, weight = np.zeros(1, np.int64), np.float32(prices.BIT_WEIGHT)  # one chain, of all columns
+    round_points(x, np.float32(1 / step), base, rows, columns, cost, weight, one, len(x), points)
     product, square, energy = moments(x, points, one, len(x))
     gain = product / square if square > 0 else step
     return gain, max(energy - 2 * gain * product + gain * gain * square, 0.0) / x.size
