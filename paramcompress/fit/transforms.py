@@ -55,7 +55,7 @@ class Transform:
         """Q^T Q; None for no transform."""
         return None if self.matrix is None else self.matrix.T @ self.matrix
 
-    @property
+    @cached_property
     def stretch(self) -> float:
         """Squared error of the weight / squared error of its coordinates, where that is spread evenly."""
         return 1.0 if self.gram is None else float(np.trace(self.gram)) / len(self.gram)
