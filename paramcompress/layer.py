@@ -141,7 +141,8 @@ def _encode_factored(
     """None where exact is smaller, or the limit lies below what the dtype or the quantiser can do."""
     layout = Layout.of(info.shape)
     dtype = torch_dtype(info.dtype)
-    weight = tensor.to(torch.float32).numpy().reshape(layout.n_rows, layout.n_columns)
+    floats = tensor if dtype == torch.float32 else tensor.to(torch.float32)
+    weight = floats.numpy().reshape(layout.n_rows, layout.n_columns)
     if norm == 0 or not math.isfinite(norm):
         return None
     if info.dtype == "float64" and not metrics.survey(torch.from_numpy(weight)).is_finite:

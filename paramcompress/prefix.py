@@ -51,7 +51,7 @@ _WINDOW = LONGEST + 1
 """Bits that a decoder looks up at once: a code and its sign."""
 _AT_ONCE = 3
 """Points that are sure to lie in what `window` returns."""
-_MOST_OVER = 1 / 8
+MOST_OVER = 1 / 8
 """What a prefix code may cost over the entropy of its tokens, raw bits included."""
 
 
@@ -61,10 +61,17 @@ def cheap_lengths(
     """Code lengths for these points; NO_LENGTHS where they are few, or range coding would take far fewer bytes."""
     if points.size < LEAST_POINTS:
         return NO_LENGTHS
+    lengths: NDArray[np.uint8] = _cheap_lengths(points, base, rows, columns, WALKS[1], MOST_OVER)
+    return lengths
+
+
+@compiled
+def _cheap_lengths(points, base, rows, columns, walk, most_over):
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    count_tokens(points, base, rows, columns, WALKS[1], len(points), counts)
-    lengths: NDArray[np.uint8] = code_lengths(counts[:, 0])
-    return lengths if costs_little(counts[:, 0], lengths) else NO_LENGTHS
+    count_tokens(points, base, rows, columns, walk, len(points), counts)
+    of_tokens = counts[:, 0].copy()
+    lengths = code_lengths(of_tokens)
+    return lengths if excess(of_tokens, lengths) <= most_over else lengths[:0]
 
 
 @compiled
@@ -109,15 +116,15 @@ def _merge_packages(counts, lengths):
 
 
 @compiled
-def costs_little(counts, lengths):
-    """Whether such codes take hardly more than the entropy of the tokens they are for, raw bits included."""
+def excess(counts, lengths):
+    """What such codes take more than the entropy of the tokens they are for, as a share of it, raw bits included."""
     entropy = codes = raw = 0.0
     for c in range(N_CLASSES):
         entropy += entropy_bits(counts[c])
         for t in range(N_TOKENS):
             codes += counts[c, t] * lengths[c, t]
             raw += counts[c, t] * (OPEN_BITS[t] + (t > 0))
-    return codes - entropy <= _MOST_OVER * (entropy + raw)
+    return (codes - entropy) / max(entropy + raw, 1.0)
 
 
 @compiled

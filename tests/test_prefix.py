@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from paramcompress import prefix
 from paramcompress.entropy import DEAD, MOST_CLASS, Scales, pack, unpack, varint
-from paramcompress.prefix import LEAST_POINTS, LONGEST, NO_LENGTHS, cheap_lengths, code_lengths
+from paramcompress.prefix import LEAST_POINTS, LONGEST, cheap_lengths, code_lengths
 from paramcompress.prices import N_MAGNITUDES, raw_bits_of
 from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, POINT_LIMIT, token_of
 from paramcompress.trellis import TRELLISES
@@ -28,7 +28,7 @@ def forced(points: np.ndarray, scales: Scales, period: int = 1) -> bytes:
     """The stream with prefix codes, however few the points and whatever it costs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix, "LEAST_POINTS", 1)
-        patch.setattr(prefix, "costs_little", lambda counts, lengths: True)
+        patch.setattr(prefix, "MOST_OVER", math.inf)
         stream = pack(points, scales, PLAIN, period=period, may_prefix=True)
     assert stream[0] & 7 == BY_PREFIX
     return stream
@@ -144,7 +144,7 @@ def test_taken_only_where_it_costs_little(deviation: float, pays: bool, rng: np.
 def test_small_matrices_and_those_of_a_trellis_are_left_alone(rng: np.random.Generator) -> None:
     points = 2 * rng.standard_normal((LEAST_POINTS // 64 - 1, 64)).round().astype(np.int32)
     scales = uniform_scales(*points.shape[::-1])
-    assert cheap_lengths(points, scales.base, scales.rows, scales.columns) is NO_LENGTHS
+    assert len(cheap_lengths(points, scales.base, scales.rows, scales.columns)) == 0
     draws = iter(rng.standard_normal(2 * LEAST_POINTS).round().astype(int).tolist())
     scales = uniform_scales(128, 2 * LEAST_POINTS // 128)
     points = legal_points(rng, scales, TRELLISES[8], lambda: next(draws))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paramcompress.jit import compiled_sums
+from paramcompress.jit import compiled, compiled_sums
 
 LIGHTEST, HEAVIEST = 0.4, 1.2
 """What a part may be quantised with. Heavier ones cost bytes."""
@@ -36,19 +36,22 @@ class Steering:
     """
 
     def __init__(self, wanted: float, tolerance: float, likely: Sequence[float], effect: float) -> None:
-        self.wanted, self.tolerance, self.likely, self.effect = wanted, tolerance, likely, effect
+        self.wanted, self.tolerance, self.effect = wanted, tolerance, effect
+        self.likely = np.array(likely, np.float64)
         self._expected_effect = effect
-        self._weights: list[float] = []
-        self._errors: list[float] = []
-        self._n_again = 0
+        self._weights, self._errors = np.zeros(len(likely)), np.zeros(len(likely))
+        self._total = 0.0
+        self._n_done = self._n_again = 0
 
     def note(self, part: int, weight: float, errors: Sequence[float]) -> None:
         """A part was quantised, the next one or one that had been; errors: of all that are done."""
-        if part < len(self._weights):
+        if part < self._n_done:
             self._n_again += 1
             self._learn(self._weights[part], self._errors[part], weight, errors[part])
-        self._weights[part : part + 1] = [weight]
-        self._errors = list(errors)
+        self._n_done = len(errors)
+        self._weights[part] = weight
+        self._errors[: self._n_done] = errors
+        self._total = sum(errors)
 
     def _learn(self, weight: float, error: float, new_weight: float, new_error: float) -> None:
         if error <= 0:
@@ -64,45 +67,74 @@ class Steering:
         """Whether the error of the whole is what is wanted. The tolerance grows as parts are quantised again: the bytes
         that another time would save are ever fewer."""
         least = self.wanted * (1 - self.tolerance * (1 + self._n_again))
-        return len(self._errors) == len(self.likely) and least <= sum(self._errors) <= self.wanted
+        return self._n_done == len(self.likely) and least <= self._total <= self.wanted
 
     @property
     def at_unit_weight(self) -> float:
         """Error that the whole should have if all were quantised with weight 1; 0 where nothing is known yet."""
-        return sum(self._bases()) * (1 + self.effect)
+        bases = _bases(self._errors, self._weights, self.likely, self._n_done, self.effect)
+        return float(bases.sum() * (1 + self.effect))
 
     def following(self) -> tuple[int, float] | None:
         """Part that comes next, or again, and its weight; None where no weight reaches so far and another step must."""
-        bases, n_done = self._bases(), len(self._weights)
-        if not sum(bases) > 0:
-            return None
-        if n_done < len(self.likely):
-            lightest, heaviest = self._range(sum(bases[n_done:]), sum(self._errors))
-            if n_done == 1 and (heaviest < LIGHTEST or lightest > HEAVIEST):
-                return None
-            return n_done, min(max(1.0, lightest, LIGHTEST), heaviest, HEAVIEST) if heaviest > LIGHTEST else LIGHTEST
-        for part in sorted(range(n_done), key=self.likely.__getitem__):
-            lightest, heaviest = self._range(bases[part], sum(self._errors) - self._errors[part])
-            if lightest <= HEAVIEST and heaviest >= LIGHTEST:
-                return part, min(max((lightest + heaviest) / 2, LIGHTEST), HEAVIEST)
-        return None
+        part, weight = _following(
+            self._errors, self._weights, self.likely, self._n_done, self.effect, self.wanted, self.tolerance
+        )
+        return None if part < 0 else (part, weight)
 
-    def _bases(self) -> list[float]:
-        done = [
-            error / (1 + self.effect * weight**WEIGHT_POWER)
-            for error, weight in zip(self._errors, self._weights, strict=True)
-        ]
-        as_likely = sum(done) / (sum(self.likely[: len(done)]) or 1.0)
-        return done + [as_likely * likely for likely in self.likely[len(done) :]]
 
-    def _range(self, base: float, others: float) -> tuple[float, float]:
-        """Weights with which what has this base comes to where the whole, with the others' error, is aimed at."""
-        found = []
-        for aim in AIMS:
-            allowed = self.wanted * (1 - aim * self.tolerance) - others
-            grown = max(allowed / base - 1, 0.0) if base > 0 else 0.0
-            found.append((grown / self.effect) ** (1 / WEIGHT_POWER))
-        return found[0], found[1]
+@compiled
+def _bases(errors, weights, likely, n_done, effect):
+    """Of all parts: of those that are done, and as likely of the others."""
+    bases = likely.copy()
+    done = before = 0.0
+    for part in range(n_done):
+        bases[part] = errors[part] / (1 + effect * weights[part] ** WEIGHT_POWER)
+        done += bases[part]
+        before += likely[part]
+    bases[n_done:] *= done / (before if before > 0 else 1.0)
+    return bases
+
+
+@compiled
+def _following(errors, weights, likely, n_done, effect, wanted, tolerance):
+    """Part and weight; part -1 where there is none."""
+    bases, total = _bases(errors, weights, likely, n_done, effect), errors[:n_done].sum()
+    if not bases.sum() > 0:
+        return -1, 0.0
+    if n_done < len(likely):
+        lightest, heaviest = _range(bases[n_done:].sum(), total, effect, wanted, tolerance)
+        if n_done == 1 and (heaviest < LIGHTEST or lightest > HEAVIEST):
+            return -1, 0.0
+        return n_done, max(min(max(1.0, lightest), heaviest, HEAVIEST), LIGHTEST)
+    tried = np.zeros(n_done, np.bool_)
+    for _ in range(n_done):  # the smallest first
+        part = -1
+        for one in range(n_done):
+            if not tried[one] and (part < 0 or likely[one] < likely[part]):
+                part = one
+        tried[part] = True
+        lightest, heaviest = _range(bases[part], total - errors[part], effect, wanted, tolerance)
+        if lightest <= HEAVIEST and heaviest >= LIGHTEST:
+            return part, min(max((lightest + heaviest) / 2, LIGHTEST), HEAVIEST)
+    return -1, 0.0
+
+
+@compiled
+def _range(base, others, effect, wanted, tolerance):
+    """Weights with which what has this base comes to where the whole, with the others' error, is aimed at."""
+    least, most = AIMS
+    return (
+        _weight(base, wanted * (1 - least * tolerance) - others, effect),
+        _weight(base, wanted * (1 - most * tolerance) - others, effect),
+    )
+
+
+@compiled
+def _weight(base, allowed, effect):
+    """Weight with which what has this base comes to the error that is allowed."""
+    grown = max(allowed / base - 1, 0.0) if base > 0 else 0.0
+    return (grown / effect) ** (1 / WEIGHT_POWER)
 
 
 @compiled_sums
