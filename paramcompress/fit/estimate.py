@@ -45,4 +45,4 @@ def _estimate(x, target, cost, walk, raw_bits):
             n_nonzero += points[j, i] != 0
     # what the error is off by, in bits: half a log2 for each number that is coded at all
     excess = 0.5 * n_nonzero * np.log2(error / target) if error > 0 else 0.0
-    return prices.token_bits(counts, raw_bits) + excess
+    return max(prices.token_bits(counts, raw_bits) + excess, 0.0)
