@@ -81,12 +81,11 @@ def quantize(
     if chains is None:
         chains = np.arange(-(-n_columns // per_chain))
     inverse = np.float32(1 / step)
+    sides = scales.base, scales.rows, scales.columns
     if trellis.n_states == 1:
-        sides = scales.base, scales.rows, scales.columns
         round_points(x, inverse, *sides, cost, np.float32(weight), chains, per_chain, points)
         return points
     search = _SEARCHES[trellis.n_states]
-    sides = scales.base, scales.rows, scales.columns
     search(x.reshape(-1), inverse, n_rows, *sides, cost, np.float32(weight), chains, per_chain, points.reshape(-1))
     return points
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import paramcompress
-from paramcompress.entropy import Scales
+from paramcompress.entropy import DEAD, Scales, unpack
+from paramcompress.tokens import POINT_LIMIT
 from paramcompress.trellis import Trellis, columns_per_chain
 
 
@@ -86,6 +87,25 @@ def legal_points(
 
 
 # ------------------------------------------------------------------------------------------- damage
+
+
+def small_message(rng: np.random.Generator, trellis: Trellis) -> tuple[NDArray[np.int32], Scales, int]:
+    """Points, classes, period; some 100 bytes with all there is: classes, dead rows and columns, escapes, shifts."""
+    rows = np.array([0, 4, DEAD, 9, 1, 0, 30, DEAD, 2], np.int16)
+    columns = np.where(rng.random(12) < 0.2, DEAD, rng.integers(0, 8, 12)).astype(np.int16)
+    scales = Scales(3, rows, columns)
+    return legal_points(rng, scales, trellis, lambda: int(rng.standard_cauchy() * 3)), scales, 3
+
+
+def is_refused(stream: bytes, n_rows: int, n_columns: int, period: int) -> bool:
+    """Whether symbols are found to be damaged; if not, points came out that an honest stream could hold."""
+    try:
+        points = unpack(stream, n_rows, n_columns, period=period)
+    except ValueError:
+        return True
+    assert points.shape == (n_columns, n_rows)
+    assert abs(points.astype(np.int64)).max(initial=0) < POINT_LIMIT
+    return False
 
 
 def bit_flips(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import reference_decoder
-from helpers import bit_flips, legal_points, mutations, uniform_scales
+from helpers import bit_flips, is_refused, legal_points, mutations, small_message, uniform_scales
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -143,7 +143,7 @@ def test_taken_only_where_it_costs_little(deviation: float, pays: bool, rng: np.
 
 def test_small_matrices_and_those_of_a_trellis_are_left_alone(rng: np.random.Generator) -> None:
     points = 2 * rng.standard_normal((LEAST_POINTS // 64 - 1, 64)).round().astype(np.int32)
-    scales = uniform_scales(*points.shape[::-1])
+    scales = uniform_scales(*points.shape)
     assert len(cheap_lengths(points, scales.base, scales.rows, scales.columns)) == 0
     draws = iter(rng.standard_normal(2 * LEAST_POINTS).round().astype(int).tolist())
     scales = uniform_scales(128, 2 * LEAST_POINTS // 128)
@@ -163,23 +163,9 @@ def test_points_that_do_not_fit_are_refused() -> None:
 
 
 def small_stream(rng: np.random.Generator) -> tuple[bytes, int, int, int]:
-    """About 100 bytes with all there is: classes, dead rows and columns, escapes, shifts."""
-    rows = np.array([0, 4, DEAD, 9, 1, 0, 30, DEAD, 2], np.int16)
-    columns = np.where(rng.random(12) < 0.2, DEAD, rng.integers(0, 8, 12)).astype(np.int16)
-    scales = Scales(3, rows, columns)
-    points = legal_points(rng, scales, PLAIN, lambda: int(rng.standard_cauchy() * 3))
-    return forced(points, scales, 3), 9, 12, 3
-
-
-def is_refused(stream: bytes, n_rows: int, n_columns: int, period: int) -> bool:
-    """If not, points came out that an honest stream could hold."""
-    try:
-        points = unpack(stream, n_rows, n_columns, period=period)
-    except ValueError:
-        return True
-    assert points.shape == (n_columns, n_rows)
-    assert abs(points.astype(np.int64)).max(initial=0) < POINT_LIMIT
-    return False
+    """And its shape."""
+    points, scales, period = small_message(rng, PLAIN)
+    return forced(points, scales, period), *points.shape[::-1], period
 
 
 def test_every_cut_is_refused(rng: np.random.Generator) -> None:
