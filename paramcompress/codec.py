@@ -31,6 +31,7 @@ from paramcompress import entropy
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.entropy import Scales
 from paramcompress.jit import compiled
+from paramcompress.tokens import peak
 from paramcompress.trellis import TRELLISES, Trellis
 
 EXACT, FACTORED = "exact", "factored"
@@ -180,11 +181,11 @@ class Factors:
     def is_exact(self) -> bool:
         """Whether every partial sum of the reconstruction stays below 2**53 units of its lowest power of two."""
         if self.stored is not None:
-            peak = float(entropy.peak(self.stored.points))
+            largest = float(peak(self.stored.points))
             basis = self.basis_matrix
             if basis is not None:
-                peak *= float(np.abs(basis[0]).sum(1).max())
-            if peak >= 2.0**53:
+                largest *= float(np.abs(basis[0]).sum(1).max())
+            if largest >= 2.0**53:
                 return False
         if self.low_rank is not None:
             one = self.low_rank
@@ -230,7 +231,7 @@ def _largest_sum(coefficients, atoms, exponents):
     least = exponents.min()
     for a in range(len(exponents)):
         weight = 2.0 ** np.float64(np.int64(exponents[a]) - least)
-        found += weight * entropy.peak(coefficients[a : a + 1]) * entropy.peak(atoms[a : a + 1])
+        found += weight * peak(coefficients[a : a + 1]) * peak(atoms[a : a + 1])
     return found
 
 

@@ -41,6 +41,7 @@ from paramcompress.tokens import (
     WALKS,
     entropy_bits,
     mantissa,
+    peak,
     push,
     put_mantissa,
     scale_context,
@@ -171,17 +172,6 @@ def read_varint(stream: bytes | memoryview, at: int) -> tuple[int, int]:
 
 
 # ------------------------------------------------------------------------------------------- points to tokens
-
-
-@compiled
-def peak(points):
-    """Largest magnitude in a matrix of integers, 0 where there are none."""
-    low = high = np.int32(0)
-    for j in range(points.shape[0]):
-        for i in range(np.uintp(points.shape[1])):
-            low = min(low, points[j, i])
-            high = max(high, points[j, i])
-    return max(np.int64(high), -np.int64(low))
 
 
 @compiled

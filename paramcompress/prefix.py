@@ -29,10 +29,12 @@ from paramcompress.tokens import (
     count_tokens,
     entropy_bits,
     mantissa,
+    peak,
     push,
     put_mantissa,
     read_bits,
     scale_contexts,
+    token_of,
     window,
 )
 
@@ -40,6 +42,12 @@ LONGEST = 9
 """Bits of the longest code."""
 LEAST_POINTS = 1 << 13
 """Of smaller matrices the lengths are too many of the bytes, and the time of coding too little of the whole."""
+ENOUGH_POINTS = 1 << 13
+"""On which codes are founded; in a matrix of twice as many and more, every second column is counted, or every third, up
+to MOST_EVERY."""
+MOST_EVERY = 16
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, are spread evenly however many there are."""
 NO_LENGTHS = np.empty((0, N_TOKENS), np.uint8)
 LENGTHS_WORDS = 32
 """Words of 32 bits that hold all lengths."""
@@ -68,10 +76,24 @@ def cheap_lengths(
 @compiled
 def _cheap_lengths(points, base, rows, columns, walk, most_over):
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    count_tokens(points, base, rows, columns, walk, len(points), counts)
-    of_tokens = counts[:, 0].copy()
-    lengths = code_lengths(of_tokens)
-    return lengths if excess(of_tokens, lengths) <= most_over else lengths[:0]
+    every = min(max(points.size // ENOUGH_POINTS, 1), MOST_EVERY)
+    if every == 1:
+        count_tokens(points, base, rows, columns, walk, len(points), counts)
+        likely = counts[:, 0].astype(np.int64)
+    else:
+        some = np.empty((len(points) // every, points.shape[1]), np.int32)
+        of_some = np.empty(len(some), np.int16)
+        for k in range(len(some)):  # one of each `every`, now here, now there: kernels have periods, too
+            j = np.int64((k + k * GOLDEN % 1) * every)
+            some[k] = points[j]
+            of_some[k] = columns[j]
+        count_tokens(some, base, rows, of_some, walk, len(some), counts)
+        likely = every * counts[:, 0].astype(np.int64)
+        most = token_of(peak(points) >> 1)
+        for context in scale_contexts(base, rows, columns):  # the others may have what these have not
+            likely[context >> 5, : most + 1] += 1
+    lengths = code_lengths(likely)
+    return lengths if excess(counts[:, 0], lengths) <= most_over else lengths[:0]
 
 
 @compiled
@@ -79,37 +101,55 @@ def code_lengths(counts):
     """(N_CLASSES, N_TOKENS) bits of each token's code, at most LONGEST, of least total for such counts; 0 for tokens
     that do not occur, 1 for one that is alone."""
     lengths = np.zeros(counts.shape, np.uint8)
+    order = np.empty(N_TOKENS, np.int64)
+    weights = np.empty((2, 2 * N_TOKENS), np.int64)
+    is_pair = np.empty((LONGEST, 2 * N_TOKENS), np.bool_)
     for c in range(N_CLASSES):
-        if counts[c].max() > 0:
-            _merge_packages(counts[c], lengths[c])
+        n = _in_order(counts[c], order)
+        if n > 0:
+            _merge_packages(counts[c], order, n, weights, is_pair, lengths[c])
     return lengths
 
 
 @compiled
-def _merge_packages(counts, lengths):
+def _in_order(counts, order):
+    """Tokens that occur, the rarest first; returns how many."""
+    n = 0
+    for token in range(N_TOKENS):
+        if counts[token] > 0:
+            at = n
+            while at > 0 and counts[order[at - 1]] > counts[token]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = token
+            n += 1
+    return n
+
+
+@compiled
+def _merge_packages(counts, order, n, weights, is_pair, lengths):
     """Package-merge (Larmore and Hirschberg 1990): LONGEST times, tokens and the pairs of what was there before are put
     in order of weight. Of the last list the lightest 2 n - 2 are taken, then of each list before it the pairs that
-    these are made of; a token's code is as long as it was taken often."""
-    order = np.argsort(counts)
-    order = order[counts[order] > 0]
-    n = len(order)
-    weights = np.zeros(2 * n, np.int64)
-    is_pair = np.zeros((LONGEST, 2 * n), np.bool_)
+    these are made of; a token's code is as long as it was taken often.
+
+    order: the n tokens, the rarest first. weights, is_pair: to work in.
+    """
     n_pairs = 0
     for level in range(LONGEST):
-        merged = np.zeros(2 * n, np.int64)
+        before, merged = weights[level & 1], weights[1 - (level & 1)]
         pair = 0
         for at in range(n + n_pairs):
             token = at - pair
-            packed = weights[2 * pair] + weights[2 * pair + 1]
-            is_pair[level, at] = token == n or (pair < n_pairs and packed < counts[order[token]])
-            merged[at] = packed if is_pair[level, at] else counts[order[token]]
+            of_pair = before[2 * pair] + before[2 * pair + 1] if pair < n_pairs else 0
+            is_pair[level, at] = token == n or (pair < n_pairs and of_pair < counts[order[token]])
+            merged[at] = of_pair if is_pair[level, at] else counts[order[token]]
             pair += is_pair[level, at]
-        weights = merged
         n_pairs = (n + n_pairs) // 2
     n_taken = max(2 * n - 2, 1)
     for level in range(LONGEST - 1, -1, -1):
-        n_pairs = is_pair[level, :n_taken].sum()
+        n_pairs = 0
+        for at in range(n_taken):
+            n_pairs += is_pair[level, at]
         for token in order[: n_taken - n_pairs]:
             lengths[token] += 1
         n_taken = 2 * n_pairs
@@ -163,47 +203,93 @@ def put_points(points, base, rows, columns, lengths, raw, bits):
     """Every live point: code, mantissa, shifted bits and sign. False where one is odd, or nonzero in a dead row or
     column."""
     contexts = scale_contexts(base, rows, columns)
-    # code and mantissa of each magnitude that is not escaped, and the bits of both
-    strings = np.zeros((N_CLASSES, ESCAPE_FROM), np.uint32)
-    sizes = np.zeros((N_CLASSES, ESCAPE_FROM), np.uint8)
-    escapes = np.zeros(N_CLASSES, np.int64)
+    codes = np.empty((N_CLASSES, N_TOKENS), np.int64)
     for c in range(N_CLASSES):
-        codes = _codes(lengths[c])
-        escapes[c] = codes[ESCAPE]
-        for k in range(ESCAPE_FROM):
-            t = TOKENS[k]
-            n = np.int64(OPEN_BITS[t])
-            strings[c, k] = codes[t] | (k & ((1 << n) - 1)) << np.int64(lengths[c, t])
-            sizes[c, k] = lengths[c, t] + n
-    flat_strings, flat_sizes = strings.reshape(-1), sizes.reshape(-1)
+        codes[c] = _codes(lengths[c])
+    strings = _strings(codes, lengths)
+    places = np.empty((max(columns.max(), 0) + 1, len(rows)), np.uintp)
+    for column in range(len(places)):
+        for i in range(len(rows)):
+            context = contexts[column + rows[i]] if rows[i] >= 0 else np.uint16(0)
+            at = _OF_DEAD if rows[i] < 0 else _OF_SHIFTED if context & 31 else np.int64(context >> 5)
+            places[column, i] = 2 * ESCAPE_FROM * at + ESCAPE_FROM
+    n_rows = points.shape[1]
+    # one more, without bits, so that there are always two
+    found = np.zeros(n_rows + 1, np.uint32)
     for j in range(points.shape[0]):
         column = columns[j]
-        for i in range(np.uintp(points.shape[1])):
-            point = np.int64(points[j, i])
-            row = rows[i]
-            if row < 0 or column < 0 or point & 1:
-                if point != 0:
+        if column < 0:
+            for i in range(np.uintp(n_rows)):
+                if points[j, i] != 0:
                     return False, bits
+            continue
+        any_long = np.uint32(0)
+        for i in range(np.uintp(n_rows)):
+            found[i] = _string_of(strings, places[column, i], points[j, i])
+            any_long |= found[i]
+        if any_long < _NO_STRING:
+            for pair in range(np.uintp((n_rows + 1) >> 1)):  # so what waits for the one before is done half as often
+                one, other = np.uint64(found[2 * pair]), np.uint64(found[2 * pair + np.uintp(1)])
+                n_one = one >> np.uint64(16)
+                both = one & np.uint64(0xFFFF) | (other & np.uint64(0xFFFF)) << n_one
+                bits = push(raw, bits, both, np.int64(n_one + (other >> np.uint64(16))))
+            continue
+        for i in range(n_rows):
+            if found[i] < _NO_STRING:
+                bits = push(raw, bits, np.int64(found[i] & 0xFFFF), np.int64(found[i] >> 16))
                 continue
-            context = np.int64(contexts[np.uintp(row + column)])
-            shift = context & 31
-            c = context >> 5
-            k = abs(point) >> 1
-            negative = np.int64(point < 0)
-            nonzero = np.int64(k > 0)
-            head = k >> shift
-            if head < ESCAPE_FROM:
-                at = np.uintp(c * ESCAPE_FROM + head)
-                string, n = np.int64(flat_strings[at]), np.int64(flat_sizes[at])
-            else:
-                bits = push(raw, bits, escapes[c], np.int64(lengths[c, ESCAPE]))
-                bits = put_mantissa(head, np.int64(ESCAPE), raw, bits)
-                string = n = np.int64(0)
-            if shift > 0:
-                bits = push(raw, bits, string, n)
-                string, n = k & ((1 << shift) - 1), shift
-            bits = push(raw, bits, string | negative << n, n + nonzero)
+            point = np.int64(points[j, i])
+            if point & 1 or rows[i] < 0:
+                return False, bits
+            bits = _put_long(point, np.int64(contexts[rows[i] + column]), codes, lengths, raw, bits)
     return True, bits
+
+
+_OF_DEAD, _OF_SHIFTED = N_CLASSES, N_CLASSES + 1
+"""Beside the classes, in the table of strings: dead rows, and all contexts with shifted bits."""
+_NO_STRING = 1 << 31
+
+
+@compiled
+def _strings(codes, lengths):
+    """Of each context and each point / 2 from -ESCAPE_FROM on: its bits, and above 16 bits how many these are;
+    _NO_STRING where it takes more than code, mantissa and sign."""
+    strings = np.full((N_CLASSES + 2, 2 * ESCAPE_FROM), np.uint32(_NO_STRING))
+    for c in range(N_CLASSES):
+        for k in range(ESCAPE_FROM):
+            t = TOKENS[k]
+            if lengths[c, t]:
+                open_bits = np.int64(OPEN_BITS[t])
+                n = np.int64(lengths[c, t]) + open_bits
+                string = codes[c, t] | (k & ((1 << open_bits) - 1)) << np.int64(lengths[c, t])
+                size = (n + (k > 0)) << 16
+                strings[c, ESCAPE_FROM + k] = string | size
+                if k > 0:
+                    strings[c, ESCAPE_FROM - k] = string | 1 << n | size
+    strings[_OF_DEAD, ESCAPE_FROM] = 0
+    return strings.reshape(-1)
+
+
+@compiled
+def _string_of(strings, place, point):
+    """place: of point 0 in this context."""
+    k = np.int64(point) >> 1
+    is_odd_or_long = (point & 1) | (np.uint64(k + ESCAPE_FROM - 1) > np.uint64(2 * ESCAPE_FROM - 2))
+    return np.uint32(_NO_STRING) if is_odd_or_long else strings[place + np.uintp(k)]
+
+
+@compiled
+def _put_long(point, context, codes, lengths, raw, bits):
+    """A point of which bits are shifted out or whose token is the escape."""
+    shift = context & 31
+    c = context >> 5
+    k = abs(point) >> 1
+    head = k >> shift
+    token = np.int64(TOKENS[head]) if head < ESCAPE_FROM else np.int64(ESCAPE)
+    bits = push(raw, bits, codes[c, token], np.int64(lengths[c, token]))
+    if token >= 8:
+        bits = put_mantissa(head, token, raw, bits)
+    return push(raw, bits, k & ((1 << shift) - 1) | np.int64(point < 0) << shift, shift + (k > 0))
 
 
 @compiled

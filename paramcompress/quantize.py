@@ -70,8 +70,10 @@ def quantize(
     Returns:
         points (n_columns, n_rows).
 
-    Cost: 7 ns a number with 1 state, 11 with 8, 15 with 32 (one core, shared machine); twice that where there is
-        only one chain. With more than one state, each call takes 10 us besides.
+    With 1 state magnitudes from 3 on count as if each next one cost the same more.
+
+    Cost: 1 ns a number with 1 state, 11 with 8, 15 with 32 (one core, shared machine); with more than one state twice
+        that where there is only one chain, and each call takes 10 us besides.
     Source: Viterbi search; Marcellin and Fischer 1990.
     """
     n_columns, n_rows = x.shape
@@ -113,39 +115,41 @@ def _tables(base, rows, columns, cost, weight):
 
 @compiled
 def round_points(x, inverse, base, rows, columns, cost, weight, chains, per_chain, points):
-    """The plain grid: each number decides alone between the points on its two sides.
+    """The plain grid: each number decides alone.
 
     inverse: of the step.
+
+    LLVM makes vector instructions of the loop over rows: columns are gone through class by class, so that what each row
+    needs lies beside it, and there is nothing to look up and nothing to branch on.
     """
-    n_classes, _, n_magnitudes = cost.shape
-    # how far beyond 2 k a size must be for 2 (k + 1); last entries are for all magnitudes above, and with shifted bits
-    least = np.ones((n_classes, n_magnitudes + 1), np.float32)
-    for c in range(n_classes):
-        for k in range(n_magnitudes - 1):
-            # where (size - 2 k)^2 + weight * cost of k is more than (size - 2 k - 2)^2 + weight * cost of k + 1
-            least[c, k] = max(1 + weight * (cost[c, 0, k + 1] - cost[c, 0, k]) / 4, 1)
-    flat = least.reshape(-1)
-    context = _contexts(base, rows, columns, n_magnitudes + 1)
-    first = np.zeros(len(rows), np.int32)
-    most = np.zeros(len(rows), np.int32)
+    n_rows = x.shape[1]
     dead = np.flatnonzero(rows == DEAD)
-    for column in range(columns.max() + 1):  # class by class: where a row's entries lie is looked up once for each
-        for i in range(len(rows)):
-            entry = context[np.uintp(column + max(rows[i], 0))]
-            is_plain = entry & np.uintp(31) == 0
-            first[i] = entry >> np.uintp(5) if is_plain else n_magnitudes
-            most[i] = n_magnitudes if is_plain else 0
+    # of each row: sizes from which on a magnitude is 1, 2, 3, and what to add to sizes from 6 on before they are halved
+    edges = np.empty(4 * n_rows, np.float32)
+    second, third, above = np.uintp(n_rows), np.uintp(2 * n_rows), np.uintp(3 * n_rows)
+    for column in range(columns.max() + 1):
+        for i in range(n_rows):
+            c, shift = scale_context(base + column + max(rows[i], 0))
+            for k in range(4):
+                # tokens above stand for several magnitudes each, so that their slope is a mean
+                slope = (cost[c, 0, 7] - cost[c, 0, 3]) / 4 if k == 3 else cost[c, 0, k + 1] - cost[c, 0, k]
+                # how far beyond 2 k (size - 2 k)^2 + weight * cost of k is more than the same of k + 1
+                beyond = 1.0 if shift else max(1 + weight * slope / 4, 1)
+                edges[k * n_rows + i] = 2 - beyond if k == 3 else 2 * k + beyond
         for chain in chains:
             for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
                 if columns[j] != column:
                     continue
-                for i in range(np.uintp(x.shape[1])):
+                for i in range(np.uintp(n_rows)):
                     number = x[j, i] * inverse
                     size = abs(number)
-                    low = np.int32(size * np.float32(0.5))
-                    beyond = size - np.float32(2 * low) >= flat[np.uintp(first[i] + min(low, most[i]))]
-                    point = np.int32(2 * (low + beyond))
-                    points[j, i] = -point if number < 0 else point
+                    large = np.int32((size + edges[above + i]) * np.float32(0.5))
+                    k = np.int32(size >= edges[i])
+                    k += np.int32(size >= edges[second + i])
+                    k += np.int32(size >= edges[third + i])
+                    k = large if size >= np.float32(6) else np.int32(k)
+                    point = np.int32(k + k)
+                    points[j, i] = np.int32(-point) if number < 0 else point
                 for i in dead:
                     points[j, i] = 0
 

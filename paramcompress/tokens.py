@@ -74,12 +74,25 @@ def scale_contexts(base, rows, columns):
 
 
 @compiled
+def peak(points):
+    """Largest magnitude in a matrix of integers, 0 where there are none."""
+    low = high = np.int32(0)
+    for j in range(points.shape[0]):
+        for i in range(np.uintp(points.shape[1])):
+            low = min(low, points[j, i])
+            high = max(high, points[j, i])
+    return max(np.int64(high), -np.int64(low))
+
+
+@compiled
 def count_tokens(points, base, rows, columns, walk, per_chain, counts):
     """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk from WALKS."""
     if points.size == 0:
         return
     contexts = scale_contexts(base, rows, columns)
-    flat = counts.reshape(-1)
+    n_kinds = counts.size
+    # two of each, in turns: to add one where one was just added takes several cycles
+    both = np.zeros(2 * n_kinds, np.int32)
     has_states = len(walk) > 2
     at = np.int64(0)
     for j in range(points.shape[0]):
@@ -95,9 +108,13 @@ def count_tokens(points, base, rows, columns, walk, per_chain, counts):
                 k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
                 head = k >> (context & 31)
                 token = np.int64(TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
-                flat[np.uintp((2 * (context >> 5) + (at & 1)) * N_TOKENS + token)] += 1
+                kind = (2 * (context >> 5) + (at & 1)) * N_TOKENS + token
+                both[np.uintp(kind) + (i & np.uintp(1)) * np.uintp(n_kinds)] += 1
                 if has_states:
                     at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
+    flat = counts.reshape(-1)
+    for kind in range(n_kinds):
+        flat[kind] += both[kind] + both[n_kinds + kind]
 
 
 @compiled

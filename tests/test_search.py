@@ -105,3 +105,38 @@ def test_an_error_out_of_reach_of_the_weight_changes_the_step(off: float, n_quan
     found = one.run(x, profile.scales(step, step), off * step, 0.02)
     assert 0.96 * target <= found.error <= target
     assert n_quantised() < 1.7 * x.size, "a quarter at each step but the last"
+
+
+@pytest.mark.parametrize("n", [2, 17, 500, 5000])
+@pytest.mark.parametrize("share", [1e-9, 0.003, 0.05, 0.5])
+def test_a_vector_on_the_plain_grid(n: int, share: float) -> None:
+    """One class, and an error that is as near below the one asked for as its few numbers allow."""
+    x = matrix(n, 1).T.copy()
+    target = share * float(np.square(x, dtype=np.float64).mean())
+    gain, stored = search_step(x, target, TRELLISES[1], 1, 0.02)
+    assert stored is not None
+    assert stored.scales is not None
+    error = float(np.square(x - gain * stored.points, dtype=np.float64).mean())
+    assert error <= target * (1 + 1e-6)
+    assert error >= (0.2 if n > 2 else 0.0) * target
+    assert not stored.scales.rows.any()
+    assert not stored.scales.columns.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (60, 40)])
+def test_more_steps_than_the_plain_grid_has(shape: tuple[int, int]) -> None:
+    with pytest.raises(search.Unfit, match="steps"):
+        search_step(matrix(*shape), 1e-18, TRELLISES[1], 1, 0.02)
+
+
+def test_nothing_of_a_quiet_vector_is_stored() -> None:
+    assert search_step(matrix(1, 40), 2.0, TRELLISES[1], 1, 0.02)[1] is None
+
+
+def test_a_basis_that_stretches_counts_on_the_plain_grid() -> None:
+    """The error asked for is that of the weight: with twice the squares the one of the coordinates is half of it."""
+    x = matrix(360, 50)
+    target = 0.02 * float(np.square(x).mean())
+    gain, stored = search_step(x, target, TRELLISES[1], 9, 0.02, 2 * np.eye(9))
+    assert stored is not None
+    assert 0.95 * target <= 2 * np.square(x - gain * stored.points).mean() <= target * (1 + 1e-6)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paramcompress import entropy, metrics, prices
+from paramcompress import metrics, prices
 from paramcompress.codec import LowRank
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.fit.sample import spread
@@ -25,6 +25,7 @@ from paramcompress.fit.scales import Profile
 from paramcompress.fit.search import Search
 from paramcompress.fit.transforms import Transform, turn
 from paramcompress.jit import compiled, compiled_sums
+from paramcompress.tokens import peak
 from paramcompress.trellis import TRELLISES
 
 ATOM_NOISE = 1.2
@@ -223,7 +224,7 @@ def quantise_factors(
         # the noise need not be met: S makes good what these miss
         search = Search(noise, profile.peak, TRELLISES[8])
         found.append(search.quantise(x, profile.scales(step, step, by_row=False), step))
-    if not all(entropy.peak(one.symbols.points) for one in found):
+    if not all(peak(one.symbols.points) for one in found):
         return None
     c, d = (one.symbols for one in found)
     largest = int(exponents.max())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from paramcompress import prices
 from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
+from paramcompress.fit import plain
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
@@ -79,18 +80,30 @@ def search_step(
     Raises:
         Unfit: some weight would be more than MOST_STEPS steps.
     """
+    is_plain, is_line = trellis.n_states == 1, 1 in x.shape
+    tolerance = max(tolerance, min((3 if is_line else 1.5) / math.sqrt(x.size), 0.5))
+    if is_plain and is_line and gram is None:
+        gain, points, scales = plain.line_of_error(x, target, tolerance, MOST_STEPS)
+        if gain == 0:
+            raise Unfit(f"more than {MOST_STEPS} steps")
+        return gain, None if points is None else Symbols(points, scales, trellis)
     profile = Profile.of(x, target)
     if profile.mean_square <= target:
         return 1.0, None
     search = Search(target, profile.peak, trellis, gram)
-    tolerance = max(tolerance, min((3 if 1 in x.shape else 1.5) / math.sqrt(x.size), 0.5))
-    if 1 in x.shape:  # a class for every single number costs more than it can tell
+    if is_line:  # a class for every single number costs more than it can tell
         step = math.sqrt(target * (1 - tolerance / 2) / prices.MSE_OF_STEP)
         scales = profile.scales(step, step, by_row=False, by_column=False)
         if x.size >= LEAST_LEARNT:
             step = search.next_step(search.learn(x, scales, step))
     else:
         scales, step = _settle(x, profile, search, period)
+    if is_plain:
+        least_step = profile.peak / MOST_STEPS
+        gain, points = plain.points_of_error(x, target, tolerance, scales, search.cost, step, least_step, gram)
+        if gain == 0:
+            raise Unfit(f"more than {MOST_STEPS} steps")
+        return gain, Symbols(points, scales, trellis)
     found = search.run(x, scales, step, tolerance)
     return found.gain, found.symbols
 

@@ -68,18 +68,9 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
     return Settled(Scales(base, rows, columns), step, counts, stretch, bool(is_sparse))
 
 
-def stride(ratio: float, power: float = STEP_POWER) -> float:
-    """What to multiply a step by, for an error that is so many times as large."""
-    return float(_stride(ratio, power))
-
-
-def stretch_of(x: NDArray[np.float32], points: NDArray[np.int32], gain: float, gram: NDArray[np.float64]) -> float:
-    """Squared error of the weight / squared error of x, from a few of the kernels."""
-    return float(_stretch(x, points, gain, gram))
-
-
 @compiled
-def _stride(ratio, power):
+def stride(ratio, power=STEP_POWER):
+    """What to multiply a step by, for an error that is so many times as large."""
     return min(max(ratio ** (1 / power), 0.25), 4.0)
 
 
@@ -95,8 +86,8 @@ def _settle(
     base, row_classes, column_classes = to_classes(*sides, step, live_step, yes, yes, fine)
     points = np.zeros(x.shape, np.int32)
     gain, error = on_plain_grid(x, step, base, row_classes[at_rows], column_classes[at_columns], cost, points)
-    stretch = _stretch(x, points, gain, gram) if len(gram) else 1.0
-    step *= _stride(target / max(stretch * error, 1e-30), STEP_POWER)
+    stretch = stretch_of(x, points, gain, gram) if len(gram) else 1.0
+    step *= stride(target / max(stretch * error, 1e-30))
     trellis_step = step * TRELLIS_STEP
     is_sparse = trellis_step > SPARSE_STEP * live_step
     grown = (len(rows) * len(columns)) / x.size
@@ -135,8 +126,9 @@ def on_plain_grid(x, step, base, rows, columns, cost, points):
 
 
 @compiled_sums
-def _stretch(x, points, gain, gram):
-    """The sum of e^T gram e over that of e^T e, over the errors e of some kernels."""
+def stretch_of(x, points, gain, gram):
+    """Squared error of the weight / squared error of x: the sum of e^T gram e over that of e^T e, over the errors e of
+    some kernels."""
     squared = turned = 0.0
     period = len(gram)
     n_kernels = len(x) // period
