@@ -258,60 +258,63 @@ def _reconstruct(points, step, matrix, coefficients, atoms, scale, period, top, 
     sums = np.empty(_TILE_ROWS)
     low = np.empty(_TILE_ROWS)
     factors = np.empty(len(atoms))
-    for first_row in range(0, n_rows, _TILE_ROWS):
-        n_here = min(_TILE_ROWS, n_rows - first_row)
-        row = top + first_row
+    for first_row in range(np.uintp(0), np.uintp(n_rows), np.uintp(_TILE_ROWS)):
+        n_here = min(np.uintp(_TILE_ROWS), np.uintp(n_rows) - first_row)
+        row = np.uintp(top) + first_row
         # LLVM makes vector instructions for arrays without gaps only
         block = coefficients[:, row : row + n_here].copy()
-        for first in range(0, n_columns, width):
-            n_wide = min(width, n_columns - first)
+        for first in range(np.uintp(0), np.uintp(n_columns), np.uintp(width)):
+            n_wide = min(np.uintp(width), np.uintp(n_columns) - first)
             for at in range(n_wide):
                 j = first + at
+                if len(points) > 0 and len(matrix) == 0 and len(atoms) == 0:
+                    for i in range(n_here):
+                        tile[at, i] = np.float64(points[j, row + i]) * step
+                    continue
                 if len(points) == 0:
                     for i in range(n_here):
                         sums[i] = 0.0
                 elif len(matrix):
-                    place = at % period
+                    place = at % np.uintp(period)
                     if place == 0:
-                        for k in range(period):
+                        for k in range(np.uintp(period)):
                             for i in range(n_here):
                                 kernel[k, i] = points[j + k, row + i]
-                    _combine(sums, matrix[place], kernel, n_here)
+                    combine(sums, matrix[place], kernel, n_here)
                 else:
                     for i in range(n_here):
                         sums[i] = points[j, row + i]
                 if len(atoms):
-                    for k in range(len(atoms)):
+                    for k in range(np.uintp(len(atoms))):
                         factors[k] = atoms[k, j]
-                    _combine(low, factors, block, n_here)
+                    combine(low, factors, block, n_here)
                     for i in range(n_here):
-                        sums[i] = sums[i] * step + low[i] * scale
+                        tile[at, i] = sums[i] * step + low[i] * scale
                 else:
                     for i in range(n_here):
-                        sums[i] *= step
-                for i in range(n_here):
-                    tile[at, i] = sums[i]
+                        tile[at, i] = sums[i] * step
             for i in range(n_here):
                 for at in range(n_wide):
                     out[first_row + i, first + at] = tile[at, i]
 
 
 @compiled
-def _combine(sums, factors, terms, n):
+def combine(sums, factors, terms, n):
     """sums = factors @ terms over the first n columns, four rows of terms at a time."""
     for i in range(n):
         sums[i] = 0.0
-    k = 0
-    while k + 4 <= len(factors):
-        a, b, c, d = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+    one, two, three, four = np.uintp(1), np.uintp(2), np.uintp(3), np.uintp(4)
+    k, end = np.uintp(0), np.uintp(len(factors))
+    while k + four <= end:
+        a, b, c, d = factors[k], factors[k + one], factors[k + two], factors[k + three]
         for i in range(n):
-            sums[i] += a * terms[k, i] + b * terms[k + 1, i] + c * terms[k + 2, i] + d * terms[k + 3, i]
-        k += 4
-    while k < len(factors):
+            sums[i] += a * terms[k, i] + b * terms[k + one, i] + c * terms[k + two, i] + d * terms[k + three, i]
+        k += four
+    while k < end:
         a = factors[k]
         for i in range(n):
             sums[i] += a * terms[k, i]
-        k += 1
+        k += one
 
 
 # ------------------------------------------------------------------------------------------- factored

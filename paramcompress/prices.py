@@ -51,7 +51,7 @@ def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
     """
     if counts is None:
         return _prior_costs()
-    costs: NDArray[np.float32] = _costs(PRIOR, counts, *_magnitudes())
+    costs: NDArray[np.float32] = costs_after(counts, *magnitudes())
     return costs
 
 
@@ -61,16 +61,16 @@ def _prior_costs() -> NDArray[np.float32]:
 
 
 @compiled
-def _costs(prior, counts, tokens, raw_bits):
+def costs_after(counts, tokens, raw_bits):
     costs = np.empty((N_CLASSES, 2, len(tokens)), np.float32)
     bits = np.empty(N_TOKENS, np.float32)
     for c in range(N_CLASSES):
         for q in range(2):
             total = 0.0
             for t in range(N_TOKENS):
-                total += prior[2 * c + q, t] / COUNT + counts[c, q, t]
+                total += PRIOR[2 * c + q, t] / COUNT + counts[c, q, t]
             for t in range(N_TOKENS):
-                bits[t] = np.log2(total) - np.log2(prior[2 * c + q, t] / COUNT + counts[c, q, t])
+                bits[t] = np.log2(total) - np.log2(PRIOR[2 * c + q, t] / COUNT + counts[c, q, t])
             for k in range(len(tokens)):
                 costs[c, q, k] = bits[tokens[k]] + raw_bits[k]
     return costs
@@ -85,10 +85,10 @@ def token_raw_bits() -> NDArray[np.int64]:
 
 
 @cache
-def _magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def magnitudes() -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Token and raw bits of the magnitudes 0 to N_MAGNITUDES - 1."""
-    magnitudes = range(N_MAGNITUDES)
-    return np.array([token_of(k) for k in magnitudes]), np.array([raw_bits_of(k) for k in magnitudes], np.float32)
+    some = range(N_MAGNITUDES)
+    return np.array([token_of(k) for k in some]), np.array([raw_bits_of(k) for k in some], np.float32)
 
 
 def class_bits(scales: Scales, period: int) -> float:

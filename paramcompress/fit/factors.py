@@ -129,6 +129,12 @@ def _choose(
     if 1 in weight.shape and choice == Choice() and not layout.takes_transform:
         return NONE, None
     asked = None if choice.dictionary is None else choice.dictionary.split("+")
+    names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
+    if asked is not None:
+        names = tuple(name for name in names if name in asked) or ("none",)
+    wanted = choice.rank != 0 and (effort.fitted or bool(choice.rank) if asked is None else "lowrank" in asked)
+    if len(names) == 1 and not wanted:
+        return Transform.fitted(names[0], weight, layout), None
     sample = Sample.of(weight, effort.sample, layout.kernel_size)
 
     def n_bytes(transform: Transform, low_rank: LowRank | None) -> float:
@@ -140,9 +146,6 @@ def _choose(
         n = transform.n_bytes + bits * weight.size / sample.x.size / 8
         return n if low_rank is None else n + ranks.n_bytes(low_rank)
 
-    names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
-    if asked is not None:
-        names = tuple(name for name in names if name in asked) or ("none",)
     transforms = [Transform.fitted(names[0], weight, layout)]
     sizes = [n_bytes(transforms[0], None) if len(names) > 1 else 0.0]
     for name in names[1:]:
@@ -152,7 +155,6 @@ def _choose(
         transforms.append(Transform.fitted(name, weight, layout))
         sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
-    wanted = choice.rank != 0 and (effort.fitted or bool(choice.rank) if asked is None else "lowrank" in asked)
     if not wanted or (choice.rank is None and ranks.is_too_small(weight)):
         return best, None
     alone = min(sizes) or n_bytes(best, None)

@@ -1,7 +1,8 @@
-"""The plain grid, for `fast`: the step at which a matrix has a given error, and the points that come out there.
+"""The plain grid, for `fast`: scale classes, the step at which a matrix has a given error, and the points there.
 
 Without a trellis every number decides alone, in half a nanosecond: all of a matrix is quantised again sooner than
-Python could say what to do with a part of it. So the whole search is one compiled call.
+Python could say what to do with a part of it. So everything is one compiled call, of the passes that `search` makes one
+by one: scales (`scales`), classes and first step on a sample (`settle`), then the step.
 
 Shapes: x (n_columns, n_rows): the matrix to be quantised, column after column.
 """
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from paramcompress import prices
 from paramcompress.entropy import Scales
+from paramcompress.fit.sample import gathered, sample_of
 from paramcompress.fit.scales import fit_scales, to_classes
-from paramcompress.fit.settle import STEP_POWER, on_plain_grid, stretch_of, stride
+from paramcompress.fit.settle import STEP_POWER, classes_that_pay, on_plain_grid, stretch_of, stride
 from paramcompress.jit import compiled
+from paramcompress.tokens import WALKS
 
 MOST_TRIES = 6
 """Steps that are tried; more only where all of them leave too large an error."""
@@ -28,45 +31,46 @@ def points_of_error(
     x: NDArray[np.float32],
     target: float,
     tolerance: float,
-    scales: Scales,
-    cost: NDArray[np.float32],
-    step: float,
-    least_step: float,
+    n_sample: int,
+    period: int,
     gram: NDArray[np.float64] | None,
-) -> tuple[float, NDArray[np.int32]]:
-    """Gain and points with a mean squared error of at most `target` and hardly less than (1 - tolerance) of it; a gain
-    of 0 where that would take a step below `least_step`.
+    most_steps: float,
+) -> tuple[float, NDArray[np.int32], Scales]:
+    """Gain, points and classes with a mean squared error of at most `target` and hardly less than (1 - tolerance) of
+    it. No points where all of x may be left; a gain of 0 where something would be more than `most_steps` steps.
 
     Args:
-        scales, cost: classes of x, and bits of a magnitude in each (`prices.cost_table`).
-        step: the first that is tried.
-        gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then that of the weight.
+        n_sample: numbers on which classes and the first step are settled.
+        period: K. gram: (K, K), Q^T Q where the basis is not quite orthonormal: the error is then that of the weight.
     """
-    sides = scales.base, scales.rows, scales.columns
-    gain, points = _search(x, target, tolerance, *sides, cost, step, least_step, _NO_GRAM if gram is None else gram)
-    return float(np.float32(gain)), points
-
-
-def line_of_error(
-    x: NDArray[np.float32], target: float, tolerance: float, most_steps: float
-) -> tuple[float, NDArray[np.int32] | None, Scales]:
-    """The same of a vector, in one class: one for every single number costs more than it can tell. No points where all
-    of it may be left; a gain of 0 where something would be more than `most_steps` steps."""
-    gain, points, base, rows, columns = _search_line(x, target, tolerance, most_steps, prices.cost_table())
-    return float(np.float32(gain)), points if points.size else None, Scales(base, rows, columns)
+    rows, columns = sample_of(x.shape[1], x.shape[0], n_sample, period)
+    gain, points, *sides = _quantise(
+        x, target, tolerance, rows, columns, period, _NO_GRAM if gram is None else gram, most_steps,
+        prices.cost_table(), WALKS[1], prices.token_raw_bits(), *prices.magnitudes(), 
+    )  # fmt: skip
+    return float(np.float32(gain)), points, Scales(*sides)
 
 
 @compiled
-def _search_line(x, target, tolerance, most_steps, cost):
+def _quantise(
+    x, target, tolerance, at_rows, at_columns, period, gram, most_steps, cost, walk, raw_bits, tokens, magnitude_bits
+):
     sides = fit_scales(x, target)
-    mean_square, peaks = sides[6], sides[5]
-    step = np.sqrt(target * (1 - tolerance / 2) / prices.MSE_OF_PLAIN_STEP)
-    no, fine = np.bool_(False), np.int64(1)
-    base, rows, columns = to_classes(*sides, step, step, no, no, fine)
+    column_peaks, mean_square = sides[5], sides[6]
     if mean_square <= target:
-        return 1.0, np.zeros((0, 0), np.int32), base, rows, columns
-    least_step = np.float64(peaks.max()) / most_steps
-    gain, points = _search(x, target, tolerance, base, rows, columns, cost, step, least_step, np.zeros((0, 0)))
+        return 1.0, np.zeros((0, 0), np.int32), np.int64(0), np.zeros(0, np.int16), np.zeros(0, np.int16)
+    if 1 in x.shape:  # a class for every single number costs more than it can tell
+        step = np.sqrt(target * (1 - tolerance / 2) / prices.MSE_OF_PLAIN_STEP)
+        no, fine = np.bool_(False), np.int64(1)
+        base, rows, columns = to_classes(*sides, step, step, no, no, fine)
+    else:
+        sample = gathered(x, at_columns, at_rows)
+        base, rows, columns, step, counts, _, _ = classes_that_pay(
+            sample, at_rows, at_columns, *sides, target, gram, period, cost, walk, raw_bits
+        )
+        cost = prices.costs_after(counts, tokens, magnitude_bits)
+    least_step = np.float64(column_peaks.max()) / most_steps
+    gain, points = _search(x, target, tolerance, base, rows, columns, cost, step, least_step, gram)
     return gain, points, base, rows, columns
 
 

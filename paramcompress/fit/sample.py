@@ -27,22 +27,22 @@ class Sample:
     @classmethod
     def of(cls, matrix: NDArray[np.float32], size: int, period: int) -> Sample:
         """About `size` numbers of matrix (n_rows, n_columns); all of it where that is not much more."""
-        rows, columns = _chosen(matrix.shape[0], matrix.shape[1], size, period)
-        return cls(_gathered(matrix, rows, columns), rows, columns)
+        rows, columns = sample_of(matrix.shape[0], matrix.shape[1], size, period)
+        return cls(gathered(matrix, rows, columns), rows, columns)
 
     @classmethod
     def of_transposed(cls, x: NDArray[np.float32], size: int, period: int) -> Sample:
         """The same of x (n_columns, n_rows)."""
-        rows, columns = _chosen(x.shape[1], x.shape[0], size, period)
-        return cls(_gathered(x, columns, rows), rows, columns)
+        rows, columns = sample_of(x.shape[1], x.shape[0], size, period)
+        return cls(gathered(x, columns, rows), rows, columns)
 
     def of_scales(self, scales: Scales) -> Scales:
         """Classes of the sample's rows and columns."""
         return Scales(scales.base, scales.rows[self.rows], scales.columns[self.columns])
 
 
-@lru_cache(maxsize=8)
-def _chosen(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@lru_cache(maxsize=64)
+def sample_of(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows and columns of a sample; most layers of a network share a few shapes."""
     if n_rows * n_columns <= 2 * size:
         return np.arange(n_rows), np.arange(n_columns)
@@ -52,7 +52,7 @@ def _chosen(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDArra
 
 
 @compiled
-def _gathered(matrix, rows, columns):
+def gathered(matrix, rows, columns):
     """matrix[rows][:, columns]; numpy would take several times as long."""
     found = np.empty((len(rows), len(columns)), matrix.dtype)
     for i in range(len(rows)):

@@ -111,21 +111,15 @@ def _half_octaves(scales, live, grid):
 def fit_scales(x, floor):
     """The fields of a profile of x; nothing is told apart below the mean square `floor`."""
     n_columns, n_rows = x.shape
-    row_peaks = np.zeros(n_rows, np.float32)
-    column_peaks = np.zeros(n_columns, np.float32)
+    row_peaks, column_peaks = _peaks(x)
     row_rms = np.zeros(n_rows)
     column_rms = np.zeros(n_columns)
     for j in range(n_columns):
-        peak = np.float32(0)
         total = 0.0
-        for i in range(n_rows):
-            size = abs(x[j, i])
-            square = np.float64(size) * size
+        for i in range(np.uintp(n_rows)):
+            square = np.float64(x[j, i]) * x[j, i]
             row_rms[i] += square
             total += square
-            row_peaks[i] = max(row_peaks[i], size)
-            peak = max(peak, size)
-        column_peaks[j] = peak
         column_rms[j] = total
     mean = column_rms.sum() / x.size
     row_rms = np.sqrt(row_rms / n_columns)
@@ -139,14 +133,30 @@ def fit_scales(x, floor):
             inverse = 1 / np.maximum(rows**2, least * mean)
             for j in range(n_columns):
                 total = 1.0
-                for i in range(n_rows):
+                for i in range(np.uintp(n_rows)):
                     total += np.float64(x[j, i]) * x[j, i] * inverse[i]
                 columns[j] = np.sqrt(total / (n_rows + 1))
             if turn == 0:
                 sums = np.full(n_rows, mean)
                 for j in range(n_columns):
                     weight = 1 / max(columns[j] * columns[j], least)
-                    for i in range(n_rows):
+                    for i in range(np.uintp(n_rows)):
                         sums[i] += np.float64(x[j, i]) * x[j, i] * weight
                 rows = np.sqrt(sums / (n_columns + 1))
     return rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean
+
+
+@compiled
+def _peaks(x):
+    """Largest magnitude in each row and each column. Numbers that are not negative are in the order of their bits, and
+    integers are compared several at a time."""
+    bits = x.view(np.int32)
+    rows, columns = np.zeros(x.shape[1], np.int32), np.zeros(x.shape[0], np.int32)
+    for j in range(x.shape[0]):
+        peak = np.int32(0)
+        for i in range(np.uintp(x.shape[1])):
+            size = np.int32(bits[j, i] & np.int32(0x7FFFFFFF))
+            rows[i] = size if size > rows[i] else rows[i]
+            peak = size if size > peak else peak
+        columns[j] = peak
+    return rows.view(np.float32), columns.view(np.float32)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from paramcompress import prices
 from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
-from paramcompress.fit import plain
+from paramcompress.fit.plain import points_of_error
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
 from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
@@ -80,13 +80,13 @@ def search_step(
     Raises:
         Unfit: some weight would be more than MOST_STEPS steps.
     """
-    is_plain, is_line = trellis.n_states == 1, 1 in x.shape
+    is_line = 1 in x.shape
     tolerance = max(tolerance, min((3 if is_line else 1.5) / math.sqrt(x.size), 0.5))
-    if is_plain and is_line and gram is None:
-        gain, points, scales = plain.line_of_error(x, target, tolerance, MOST_STEPS)
+    if trellis.n_states == 1:
+        gain, points, scales = points_of_error(x, target, tolerance, _n_sample(x), period, gram, MOST_STEPS)
         if gain == 0:
             raise Unfit(f"more than {MOST_STEPS} steps")
-        return gain, None if points is None else Symbols(points, scales, trellis)
+        return gain, Symbols(points, scales, trellis) if points.size else None
     profile = Profile.of(x, target)
     if profile.mean_square <= target:
         return 1.0, None
@@ -98,12 +98,6 @@ def search_step(
             step = search.next_step(search.learn(x, scales, step))
     else:
         scales, step = _settle(x, profile, search, period)
-    if is_plain:
-        least_step = profile.peak / MOST_STEPS
-        gain, points = plain.points_of_error(x, target, tolerance, scales, search.cost, step, least_step, gram)
-        if gain == 0:
-            raise Unfit(f"more than {MOST_STEPS} steps")
-        return gain, Symbols(points, scales, trellis)
     found = search.run(x, scales, step, tolerance)
     return found.gain, found.symbols
 
@@ -136,12 +130,9 @@ def search_sparse(
 
 def _settle(x: NDArray[np.float32], profile: Profile, search: Search, period: int) -> tuple[Scales, float]:
     """Scale classes that pay and nearly the right step, from a sample of x; `search` learns token costs on the way."""
-    part = Sample.of_transposed(x, min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE), period)
+    part = Sample.of_transposed(x, _n_sample(x), period)
     settled = settle(part, profile, search.target, search.gram, period)
     search.stretch = settled.stretch
-    if search.trellis.n_states == 1 and not settled.is_sparse:
-        search.cost = prices.cost_table(settled.counts)
-        return settled.scales, settled.step
     step = settled.step * TRELLIS_STEP
     for _ in range(2 if settled.is_sparse else 1):
         found = search.learn(part.x, part.of_scales(settled.scales), step)
@@ -279,6 +270,11 @@ class Search:
             self.stretch = stretch_of(x, points, gain, self.gram)
         stretch = 1.0 if self.stretch is None else self.stretch
         return gain, [stretch * max(e - 2 * gain * p + gain * gain * s, 0.0) for p, s, e in sums]
+
+
+def _n_sample(x: NDArray[np.float32]) -> int:
+    """Numbers of x on which classes and step are settled."""
+    return min(max(x.size // 8, LEAST_LEARNT), SEARCH_SAMPLE)
 
 
 def _n_chains(n_columns: int, n_rows: int) -> int:

@@ -61,7 +61,7 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
         period: K.
     """
     sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
-    base, rows, columns, step, counts, stretch, is_sparse = _settle(
+    base, rows, columns, step, counts, stretch, is_sparse = classes_that_pay(
         sample.x, sample.rows, sample.columns, *sides, profile.mean_square, target,
         np.zeros((0, 0)) if gram is None else gram, period, prices.cost_table(), WALKS[1], prices.token_raw_bits(),
     )  # fmt: skip
@@ -75,7 +75,7 @@ def stride(ratio, power=STEP_POWER):
 
 
 @compiled
-def _settle(
+def classes_that_pay(
     x, at_rows, at_columns, rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, target,
     gram, period, cost, walk, raw_bits,
 ):  # fmt: skip

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.codec import COSINE_SCALE, PATCH_SCALE, Layout
+from paramcompress.codec import COSINE_SCALE, PATCH_SCALE, Layout, combine
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.dictionaries.patch import principal_basis
 from paramcompress.jit import compiled_sums
@@ -90,26 +90,20 @@ def turn(rest, inverse, x):
     width = period * max(1, _TILE_COLUMNS // period)
     tile = np.empty((width, _TILE_ROWS + 16), np.float32)  # 16 more: the columns shall not share cache lines' places
     sums = np.empty(_TILE_ROWS, np.float32)
-    for first_row in range(0, n_rows, _TILE_ROWS):
-        n_here = min(_TILE_ROWS, n_rows - first_row)
-        for first in range(0, n_columns, width):
-            n_wide = min(width, n_columns - first)
+    for first_row in range(np.uintp(0), np.uintp(n_rows), np.uintp(_TILE_ROWS)):
+        n_here = min(np.uintp(_TILE_ROWS), np.uintp(n_rows) - first_row)
+        for first in range(np.uintp(0), np.uintp(n_columns), np.uintp(width)):
+            n_wide = min(np.uintp(width), np.uintp(n_columns) - first)
             for i in range(n_here):
                 for at in range(n_wide):
                     tile[at, i] = rest[first_row + i, first + at]
             for at in range(n_wide):
-                out = x[first + at, first_row : first_row + n_here]
                 if len(inverse) == 0:
                     for i in range(n_here):
-                        out[i] = tile[at, i]
+                        x[first + at, first_row + i] = tile[at, i]
                     continue
+                place = at % np.uintp(period)
+                start = at - place
+                combine(sums, inverse[place], tile[start : start + np.uintp(period)], n_here)
                 for i in range(n_here):
-                    sums[i] = 0
-                start = at // period * period
-                for k in range(period):
-                    factor = inverse[at - start, k]
-                    terms = tile[start + k]
-                    for i in range(n_here):
-                        sums[i] += factor * terms[i]
-                for i in range(n_here):
-                    out[i] = sums[i]
+                    x[first + at, first_row + i] = sums[i]
