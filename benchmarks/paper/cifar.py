@@ -20,7 +20,7 @@ from .images import CIFAR_FROM, Labelled, read_cifar10
 from .nets import Place, learned, predicted
 from .training import Recipe, fit, split
 
-FRACTIONS = (0.1, 0.25, 0.5)
+FRACTIONS = (0.1, 0.25)
 FIRST = "PivEmp+"
 """`PivEmp` with FIRST_TIMES the fraction in the first layer, which has 1.5 % of the weights, but on whose few atoms all
 that comes after depends; the other layers learn a little less, so that the whole is the same."""
