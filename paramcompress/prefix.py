@@ -26,6 +26,7 @@ from paramcompress.tokens import (
     TOKENS,
     TOP_CLASS,
     WALKS,
+    classes_in,
     count_tokens,
     entropy_bits,
     mantissa,
@@ -69,15 +70,15 @@ def cheap_lengths(
     """Code lengths for these points; NO_LENGTHS where they are few, or range coding would take far fewer bytes."""
     if points.size < LEAST_POINTS:
         return NO_LENGTHS
-    lengths: NDArray[np.uint8] = _cheap_lengths(points, base, rows, columns, WALKS[1], MOST_OVER)
+    lengths: NDArray[np.uint8] = _cheap_lengths(points, base, rows, columns, WALKS[1], MOST_OVER, ENOUGH_POINTS)
     return lengths
 
 
 @compiled
-def _cheap_lengths(points, base, rows, columns, walk, most_over):
+def _cheap_lengths(points, base, rows, columns, walk, most_over, enough_points):
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    every = min(max(points.size // ENOUGH_POINTS, 1), MOST_EVERY)
-    if every == 1:
+    every = min(points.size // enough_points, len(points), MOST_EVERY)
+    if every <= 1:
         count_tokens(points, base, rows, columns, walk, len(points), counts)
         likely = counts[:, 0].astype(np.int64)
     else:
@@ -207,25 +208,22 @@ def put_points(points, base, rows, columns, lengths, raw, bits):
     for c in range(N_CLASSES):
         codes[c] = _codes(lengths[c])
     strings = _strings(codes, lengths)
-    places = np.empty((max(columns.max(), 0) + 1, len(rows)), np.uintp)
-    for column in range(len(places)):
+    classes, which = classes_in(columns)
+    places = np.empty((len(classes), len(rows)), np.uint16)
+    for k in range(len(classes)):
         for i in range(len(rows)):
-            context = contexts[column + rows[i]] if rows[i] >= 0 else np.uint16(0)
-            at = _OF_DEAD if rows[i] < 0 else _OF_SHIFTED if context & 31 else np.int64(context >> 5)
-            places[column, i] = 2 * ESCAPE_FROM * at + ESCAPE_FROM
+            is_dead = rows[i] < 0 or classes[k] < 0
+            context = np.uint16(0) if is_dead else contexts[classes[k] + rows[i]]
+            at = _OF_DEAD if is_dead else _OF_SHIFTED if context & 31 else np.int64(context >> 5)
+            places[k, i] = 2 * ESCAPE_FROM * at + ESCAPE_FROM
     n_rows = points.shape[1]
     # one more, without bits, so that there are always two
     found = np.zeros(n_rows + 1, np.uint32)
     for j in range(points.shape[0]):
-        column = columns[j]
-        if column < 0:
-            for i in range(np.uintp(n_rows)):
-                if points[j, i] != 0:
-                    return False, bits
-            continue
+        place = places[which[j]]
         any_long = np.uint32(0)
         for i in range(np.uintp(n_rows)):
-            found[i] = _string_of(strings, places[column, i], points[j, i])
+            found[i] = _string_of(strings, place[i], points[j, i])
             any_long |= found[i]
         if any_long < _NO_STRING:
             for pair in range(np.uintp((n_rows + 1) >> 1)):  # so what waits for the one before is done half as often
@@ -239,14 +237,14 @@ def put_points(points, base, rows, columns, lengths, raw, bits):
                 bits = push(raw, bits, np.int64(found[i] & 0xFFFF), np.int64(found[i] >> 16))
                 continue
             point = np.int64(points[j, i])
-            if point & 1 or rows[i] < 0:
+            if point & 1 or rows[i] < 0 or columns[j] < 0:
                 return False, bits
-            bits = _put_long(point, np.int64(contexts[rows[i] + column]), codes, lengths, raw, bits)
+            bits = _put_long(point, np.int64(contexts[rows[i] + columns[j]]), codes, lengths, raw, bits)
     return True, bits
 
 
 _OF_DEAD, _OF_SHIFTED = N_CLASSES, N_CLASSES + 1
-"""Beside the classes, in the table of strings: dead rows, and all contexts with shifted bits."""
+"""Beside the classes, in the table of strings: dead rows and columns, and all contexts with shifted bits."""
 _NO_STRING = 1 << 31
 
 
@@ -272,10 +270,10 @@ def _strings(codes, lengths):
 
 @compiled
 def _string_of(strings, place, point):
-    """place: of point 0 in this context."""
+    """place: that of point 0 in this context."""
     k = np.int64(point) >> 1
     is_odd_or_long = (point & 1) | (np.uint64(k + ESCAPE_FROM - 1) > np.uint64(2 * ESCAPE_FROM - 2))
-    return np.uint32(_NO_STRING) if is_odd_or_long else strings[place + np.uintp(k)]
+    return np.uint32(_NO_STRING) if is_odd_or_long else strings[np.uintp(np.int64(place) + k)]
 
 
 @compiled

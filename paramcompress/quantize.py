@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
-from paramcompress.tokens import scale_context
+from paramcompress.tokens import classes_in, scale_context
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 LANES = 8
@@ -127,9 +127,12 @@ def round_points(x, inverse, base, rows, columns, cost, weight, chains, per_chai
     # of each row: sizes from which on a magnitude is 1, 2, 3, and what to add to sizes from 6 on before they are halved
     edges = np.empty(4 * n_rows, np.float32)
     second, third, above = np.uintp(n_rows), np.uintp(2 * n_rows), np.uintp(3 * n_rows)
-    for column in range(columns.max() + 1):
+    classes, which = classes_in(columns)
+    for at in range(len(classes)):
+        if classes[at] == DEAD:
+            continue
         for i in range(n_rows):
-            c, shift = scale_context(base + column + max(rows[i], 0))
+            c, shift = scale_context(base + classes[at] + max(rows[i], 0))
             for k in range(4):
                 # tokens above stand for several magnitudes each, so that their slope is a mean
                 slope = (cost[c, 0, 7] - cost[c, 0, 3]) / 4 if k == 3 else cost[c, 0, k + 1] - cost[c, 0, k]
@@ -138,7 +141,7 @@ def round_points(x, inverse, base, rows, columns, cost, weight, chains, per_chai
                 edges[k * n_rows + i] = 2 - beyond if k == 3 else 2 * k + beyond
         for chain in chains:
             for j in range(chain * per_chain, min((chain + 1) * per_chain, len(x))):
-                if columns[j] != column:
+                if which[j] != at:
                     continue
                 for i in range(np.uintp(n_rows)):
                     number = x[j, i] * inverse

@@ -85,6 +85,20 @@ def peak(points):
 
 
 @compiled
+def classes_in(classes):
+    """The classes that occur, in order, and for each entry which of these it has."""
+    number = np.zeros(classes.max() + 2, np.int64)
+    for one in classes:
+        number[one + 1] = 1
+    found = np.flatnonzero(number) - 1
+    number = np.cumsum(number) - 1
+    which = np.empty(len(classes), np.int64)
+    for j in range(len(classes)):
+        which[j] = number[classes[j] + 1]
+    return found, which
+
+
+@compiled
 def count_tokens(points, base, rows, columns, walk, per_chain, counts):
     """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk from WALKS."""
     if points.size == 0:
