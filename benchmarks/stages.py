@@ -33,7 +33,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "choose rank": [(ranks, "_largest"), (ranks, "truncated_svd"), (ranks, "_best_rank"), (ranks, "quantise_factors")],
     "change basis": [(transforms.Transform, "coordinates")],
     "settle classes and step on a sample": [(search, "search_step"), (search, "_settle")],
-    "quantise": [(search.Search, "run")],
+    "quantise": [(search.Search, "run"), (search, "points_of_error")],
     "code": [(codec, "encode_factored")],
     "reconstruct": [(codec.Factors, "reconstruct"), (codec, "to_tensor")],
     "measure and hash": [(metrics, "deviation"), (metrics, "deviation_of_parts"), (layer, "crc_of"), (layer, "_seen")],

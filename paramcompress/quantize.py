@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
-from paramcompress.tokens import classes_in, scale_context
+from paramcompress.tokens import classes_in, scale_context, scale_contexts
 from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
 
 LANES = 8
@@ -109,7 +109,9 @@ def _tables(base, rows, columns, cost, weight):
                 price[at + 1 + k] = cost[c, q, min(k, n_magnitudes - 1)] * weight
             at += width
     live = np.flatnonzero(rows != DEAD)
-    context = _contexts(base, rows, columns, 2 * width)
+    context = scale_contexts(base, rows, columns).astype(np.uintp)
+    for k in range(len(context)):  # where in flat prices a context's begin, in place of its class
+        context[k] = (context[k] >> np.uintp(5)) * np.uintp(2 * width) << np.uintp(5) | context[k] & np.uintp(31)
     return price, width, context, live, rows[live].astype(np.int64), columns.astype(np.int64)
 
 
@@ -155,17 +157,6 @@ def round_points(x, inverse, base, rows, columns, cost, weight, chains, per_chai
                     points[j, i] = np.int32(-point) if number < 0 else point
                 for i in dead:
                     points[j, i] = 0
-
-
-@compiled
-def _contexts(base, rows, columns, stride):
-    """For the sum k of a row's and a column's class: where in flat prices, `stride` to a context, the magnitudes of
-    scale class base + k begin and, in the low five bits, its shift."""
-    context = np.empty(max(rows.max(), 0) + max(columns.max(), 0) + 1, np.uintp)
-    for k in range(len(context)):
-        c, shift = scale_context(base + k)
-        context[k] = np.uintp(c * stride << 5 | shift)
-    return context
 
 
 @compiled
