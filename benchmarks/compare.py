@@ -247,7 +247,11 @@ def compare(args: argparse.Namespace) -> None:
     names = [checkpoint.name for checkpoint in args.checkpoints]
     if args.again:
         settings = {*args.efforts, *(f"bytes of {effort}" for effort in args.efforts)}
-        record.rows = [row for row in record.rows if row["checkpoint"] not in names or row["setting"] not in settings]
+        record.rows = [
+            row
+            for row in record.rows
+            if row["checkpoint"] not in names or row["setting"] not in settings or row["codec"] == PEER
+        ]
     record.head["notes"] = [note for note in record.head["notes"] if not any(name in note for name in names)]
     warm = {"w": torch.randn(300, 300) + torch.randn(300, 1) @ torch.randn(1, 300)}
     with tempfile.TemporaryDirectory() as folder:
