@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -288,8 +289,9 @@ def _unpack_index(packed: bytes) -> Index:
     for name, values in zip(names, table, strict=True):
         if type(values) is not list or len(values) != n:
             raise ValueError(f"no {n} values of {name}, one for each tensor")
+    _check(dict(zip(names, table, strict=True)))
     table[names.index("shape")] = list(map(tuple, table[names.index("shape")]))
-    entries = [_checked(Entry(*row)) for row in zip(*table, strict=True)]
+    entries = [Entry(*row) for row in zip(*table, strict=True)]
     if len({entry.name for entry in entries}) != n:
         raise ValueError("a name stands twice")
     if whole["kind"] not in _KINDS:
@@ -324,22 +326,35 @@ def _checked_about(about: Any) -> dict[str, Any]:
     return about
 
 
-def _checked(entry: Entry) -> Entry:
-    """`entry` if every field is of its kind; ValueError otherwise."""
-    whole = (entry.rank, entry.crc, entry.home, entry.n_bytes, *entry.shape)
-    words = (entry.name, entry.dtype, entry.codec, entry.dictionary)
-    if (
-        not all(isinstance(word, str) for word in words)
-        or not all(map(_is_count, whole))
-        or not all(
-            isinstance(number, int | float) and 0 <= number < 1e300 for number in (entry.density, entry.rel_error)
-        )
-        or entry.home not in (OWN, POOLED, EXACT_POOLED, SAME)
-        or not (isinstance(entry.same_as, str) if entry.home == SAME else entry.same_as is None)
-        or len(entry.shape) > 64
-    ):
-        raise ValueError(f"entry {entry.name!r} makes no sense")
-    return entry
+def _check(columns: dict[str, list[Any]]) -> None:
+    """Raises ValueError unless every field of every entry is of its kind. Column by column, which takes less time than
+    entry by entry."""
+    shapes, homes = columns["shape"], columns["home"]
+    makes_sense = {
+        **{name: _are(columns[name], str) for name in ("name", "dtype", "codec", "dictionary")},
+        **{name: _are_counts(columns[name], int) for name in ("rank", "crc", "n_bytes")},
+        **{name: _are_counts(columns[name], int, float, below=1e300) for name in ("density", "rel_error")},
+        "home": _are_counts(homes, int, below=SAME + 1),
+        "tied": _are(columns["tied"], bool),
+        "shape": _are(shapes, list)
+        and _are_counts(list(chain(*shapes)), int)
+        and max(map(len, shapes), default=0) <= 64,
+        "same_as": all(
+            isinstance(other, str) if home == SAME else other is None
+            for other, home in zip(columns["same_as"], homes, strict=True)
+        ),
+    }
+    if not all(makes_sense.values()):
+        wrong = ", ".join(name for name, is_right in makes_sense.items() if not is_right)
+        raise ValueError(f"entries whose {wrong} makes no sense")
+
+
+def _are(values: list[Any], *kinds: type) -> bool:
+    return set(map(type, values)) <= set(kinds)
+
+
+def _are_counts(values: list[Any], *kinds: type, below: float = 1 << 62) -> bool:
+    return _are(values, *kinds) and min(values, default=0) >= 0 and max(values, default=0) < below
 
 
 # ------------------------------------------------------------------------------------------- reading
