@@ -62,6 +62,7 @@ def _prior_costs() -> NDArray[np.float32]:
 
 @compiled
 def costs_after(counts, tokens, raw_bits):
+    """`cost_table`; tokens and raw_bits from `magnitudes`."""
     costs = np.empty((N_CLASSES, 2, len(tokens)), np.float32)
     bits = np.empty(N_TOKENS, np.float32)
     for c in range(N_CLASSES):

@@ -11,10 +11,11 @@ from paramcompress.codec import Layout, LowRank
 from paramcompress.fit import EFFORTS, Choice, fit, ranks
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.scales import Profile
-from paramcompress.fit.settle import TRELLIS_STEP, Settled, on_plain_grid, settle
+from paramcompress.fit.settle import TRELLIS_STEP, Settled, classes_that_pay, on_plain_grid, settle
 from paramcompress.fit.transforms import Transform
 from paramcompress.metrics import moments
 from paramcompress.quantize import quantize
+from paramcompress.tokens import WALKS
 from paramcompress.trellis import TRELLISES
 
 FIT = EFFORTS["default"], Choice(), 0
@@ -76,12 +77,18 @@ def test_counts_are_those_of_the_sample(rng: np.random.Generator) -> None:
     """Every number that is not dead is counted once, so that the costs that `fast` works with are its own."""
     x = noise(rng, 60, 50)
     found = settled(x, 0.02)
-    assert found.counts.sum() == x.size
+    profile, sample = Profile.of(x, 0.02), Sample.of_transposed(x, 1 << 13, 1)
+    sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
+    counts = classes_that_pay(
+        sample.x, sample.rows, sample.columns, *sides, profile.mean_square, 0.02 * profile.mean_square,
+        np.zeros((0, 0)), 1, prices.cost_table(), WALKS[1], prices.token_raw_bits(),
+    )[4]  # fmt: skip
+    assert counts.sum() == x.size
     points = np.zeros(x.shape, np.int32)
     price = prices.cost_table() * np.float32(prices.BIT_WEIGHT)
     on_plain_grid(x, found.step, found.scales.base, found.scales.rows, found.scales.columns, price, points)
     zeros = (points == 0).sum()
-    assert found.counts[:, 0, 0].sum() == pytest.approx(zeros, rel=0.1)
+    assert counts[:, 0, 0].sum() == pytest.approx(zeros, rel=0.1)
 
 
 def test_a_sample_is_a_part_of_the_matrix(rng: np.random.Generator) -> None:

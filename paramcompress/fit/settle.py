@@ -44,8 +44,6 @@ class Settled:
     """Of the whole matrix."""
     step: float
     """At which the plain grid should have about the error that is wanted; that of a trellis has a longer one."""
-    counts: NDArray[np.int32]
-    """(N_CLASSES, 2, N_TOKENS): tokens of the sample on the plain grid."""
     stretch: float
     """Squared error of the weight / squared error of x."""
     is_sparse: bool
@@ -61,11 +59,11 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
         period: K.
     """
     sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
-    base, rows, columns, step, counts, stretch, is_sparse = classes_that_pay(
+    base, rows, columns, step, _, stretch, is_sparse = classes_that_pay(
         sample.x, sample.rows, sample.columns, *sides, profile.mean_square, target,
         np.zeros((0, 0)) if gram is None else gram, period, prices.cost_table(), WALKS[1], prices.token_raw_bits(),
     )  # fmt: skip
-    return Settled(Scales(base, rows, columns), step, counts, stretch, bool(is_sparse))
+    return Settled(Scales(base, rows, columns), step, stretch, bool(is_sparse))
 
 
 @compiled
@@ -79,6 +77,8 @@ def classes_that_pay(
     x, at_rows, at_columns, rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, target,
     gram, period, cost, walk, raw_bits,
 ):  # fmt: skip
+    """Base class, classes of rows and of columns, step, tokens of the sample (N_CLASSES, 2, N_TOKENS), stretch, whether
+    hardly anything is stored; see `settle`."""
     live_step = np.sqrt(target / prices.MSE_OF_STEP)
     step = np.sqrt(target / prices.MSE_OF_PLAIN_STEP)
     yes, fine = np.bool_(True), np.int64(1)
