@@ -27,7 +27,7 @@ from paramcompress.predicted import PREDICTED
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
-_MOST_TRIES = 4
+_MOST_TRIES = 6
 _SEEN_WEIGHTS = 1 << 21
 """Weights decoded and measured at a time."""
 
@@ -157,7 +157,7 @@ def _encode_factored(
     by_hand = setting.choice.density is not None or setting.choice.rank is not None
     allowed = (min(setting.limit, 1.0) * norm) ** 2
     aim = allowed
-    for _ in range(_MOST_TRIES):
+    for n_tried in range(_MOST_TRIES):
         try:
             factors = fit(weight, layout, aim * scale**2, effort, setting.choice, seed, device).scaled(1 / scale)
         except Unfit:
@@ -176,8 +176,9 @@ def _encode_factored(
                 f"over the limit of {setting.limit:.3g}",
                 hint="raise rank or density, or relax max_rel_error for this tensor",
             )
-        # what rounding to the dtype adds does not shrink with the step, so take it off instead of scaling
-        aim = min(aim - 1.05 * ((found.rel_error * norm) ** 2 - allowed), 0.999 * aim)
+        # what rounding to the dtype adds does not shrink with the step, so take it off instead of scaling; and in coarse
+        # dtypes it is another one each time, so take off ever more
+        aim = min(aim - 1.05 * 2**n_tried * ((found.rel_error * norm) ** 2 - allowed), (1 - 0.001 * 4**n_tried) * aim)
         if aim <= 1e-3 * allowed:
             return None
     else:

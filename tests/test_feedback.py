@@ -66,7 +66,8 @@ def a_coupling(rng: np.random.Generator, n_runs: int, run: int, correlation: flo
 
 @ALL
 def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.Generator) -> None:
-    """Without correlations and with one column there is nothing to make good: both searches find the one optimum."""
+    """Without correlations and with one column there is nothing to make good: both searches find the one optimum; but
+    that the plain grid takes the costs of large magnitudes to lie on a line."""
     x = rng.standard_normal((1, 300)) * 3
     trellis, scales, cost = TRELLISES[n_states], uniform_scales(1, 300), prices.cost_table()
     weight = 0.46
@@ -74,7 +75,8 @@ def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.G
     worth = Worth(np.full(300, 1 / weight), np.eye(1)[None])
     found = quantize_in_metric(x, scales, trellis, cost, worth, 0)
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (plain, found)]
-    assert sums[1] == pytest.approx(sums[0], rel=1e-5)
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5 if n_states > 1 else 3e-3)
+    assert sums[1] <= sums[0] * (1 + 1e-5)
 
 
 @COUPLED
