@@ -176,8 +176,8 @@ def _encode_factored(
                 f"over the limit of {setting.limit:.3g}",
                 hint="raise rank or density, or relax max_rel_error for this tensor",
             )
-        # what rounding to the dtype adds does not shrink with the step, so take it off instead of scaling; and in coarse
-        # dtypes it is another one each time, so take off ever more
+        # what rounding to the dtype adds does not shrink with the step, so take it off instead of scaling; in coarse
+        # dtypes that is something else each time, so take off ever more
         aim = min(aim - 1.05 * 2**n_tried * ((found.rel_error * norm) ** 2 - allowed), (1 - 0.001 * 4**n_tried) * aim)
         if aim <= 1e-3 * allowed:
             return None
