@@ -528,6 +528,16 @@ def test_examples_are_true(path: Path) -> None:
         assert doctest.testmod(importlib.import_module(f"benchmarks.paper.{path.stem}")).failed == 0
 
 
+def test_runs_side_by_side_keep_one_another_s_results(tmp_path: Path) -> None:
+    """Each had written what it had read when it began, and what the other had added was gone."""
+    one, other = (store.Store(tmp_path / "out.json") for _ in range(2))
+    one.add({"setting": "dense", "seed": 0, "test_error": 1.0}, {})
+    other.add({"setting": "SE 50%", "seed": 0, "test_error": 2.0}, {})
+    one.add({"setting": "dense", "seed": 0, "test_error": 3.0}, {})
+    found = {record["setting"]: record["test_error"] for record in store.Store(tmp_path / "out.json").records}
+    assert found == {"dense": 3.0, "SE 50%": 2.0}
+
+
 def test_the_page_is_what_the_results_say(tmp_path: Path) -> None:
     """If not: python -m benchmarks.paper report."""
     text = PAGE.read_text(encoding="utf-8")

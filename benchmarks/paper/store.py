@@ -1,13 +1,18 @@
 """Results as JSON: one record for each (experiment, setting, seed), added as it is finished, so that runs can be cut.
 
-A file holds one experiment. It is replaced in one step, so a run that is killed leaves what was finished before.
+A file holds one experiment. It is replaced in one step, so a run that is killed leaves what was finished before, and
+several runs may add to it at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
+import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,17 +56,31 @@ class Store:
             about: the command, commit, versions and machine; kept with the record, which may be one of several runs.
         """
         key = (record["setting"], record["seed"])
-        others = [one for one in self.records if (one["setting"], one["seed"]) != key]
-        self._content["results"] = [*others, record | {"about": about}]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self._content, indent=1) + "\n")
-        scratch.replace(self.path)
+        with _locked(self.path.parent):
+            if self.path.exists():  # another run may have added something
+                self._content = json.loads(self.path.read_text())
+            others = [one for one in self.records if (one["setting"], one["seed"]) != key]
+            self._content["results"] = [*others, record | {"about": about}]
+            scratch = self.path.with_suffix(".tmp")
+            scratch.write_text(json.dumps(self._content, indent=1) + "\n")
+            scratch.replace(self.path)
 
     def mean(self, setting: str, field: str) -> Mean | None:
         """Over the seeds that are there; None if there are none."""
         values = [one[field] for one in self.records if one["setting"] == setting and one.get(field) is not None]
         return mean(values) if values else None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def mean(values: list[float]) -> Mean:
