@@ -28,6 +28,7 @@ WHOLE = ("PivEmp", "RandFixU")
 SETTINGS = table(
     ((DENSE,), (1.0,), SEEDS),
     (("PivEmp", "SE-Emp", SMALLER, "LowRank"), (0.05, 0.025), SEEDS),
+    (("SE-AE",), (0.025,), SEEDS),
     ((*PAIRS, *BLIND, SMALLER), FRACTIONS, 1),
     (WHOLE, (1.0,), 1),
 )
