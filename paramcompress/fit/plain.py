@@ -46,7 +46,7 @@ def points_of_error(
     rows, columns = sample_of(x.shape[1], x.shape[0], n_sample, period)
     gain, points, *sides = _quantise(
         x, target, tolerance, rows, columns, period, _NO_GRAM if gram is None else gram, most_steps,
-        prices.cost_table(), WALKS[1], prices.token_raw_bits(), *prices.magnitudes(), 
+        prices.cost_table(), WALKS[1], prices.token_raw_bits(), *prices.magnitudes(),
     )  # fmt: skip
     return float(np.float32(gain)), points, Scales(*sides)
 
