@@ -5,7 +5,7 @@ Usage:  python benchmarks/make_prior.py        prints the module; redirect it to
 No checkpoint goes in. Each scale class is simulated: numbers from a generalised Gaussian (shape 1.6, between
 Laplace and Gauss, where trained weights lie), scales spread over the half octave that a class stands for, through
 the trellis quantiser itself, with the costs that result fed back three times. The prior weighs PRIOR_SYMBOLS
-symbols, so that a few hundred weights outweigh it.
+symbols, so that a few hundred weights outweigh it. That of classes is plain: geometric, and light.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ SHAPE = 1.6
 N_SAMPLES = 1 << 17
 PRIOR_SYMBOLS = 24
 COUNT = 16
+FLAG_SYMBOLS, DEAD_SHARE = 6.5, 1 / 13
+DISTANCE_SYMBOLS, DISTANCE_RATIO = 9.4, 0.6
+"""Of classes of rows and columns: how many dead flags and distances from the forecast their prior weighs, the share of
+the dead where there are any, and how likely a distance is against the next lower one (numbered 0, -1, 1, -2, ...)."""
 BIT_WEIGHT = 0.45
 """Squared steps a bit is worth: 2 ln 2 times the mean squared error at high rate, a little more as the layer codec
 uses it."""
@@ -50,12 +54,18 @@ def simulate(scale_class: int) -> np.ndarray:
 
 
 def main() -> None:
-    print('"""Token frequencies that every context starts from, by scale class and quantiser. Part of the format.')
+    print('"""Token frequencies that every context starts from. Part of the format.')
     print('\nWritten by benchmarks/make_prior.py, which says how.\n"""\n')
-    print("import numpy as np\n\n# fmt: off\nPRIOR = np.array([")
+    print("import numpy as np\n\n# fmt: off\nPRIOR = np.array([  # of points, by scale class and quantiser")
     for scale_class in range(N_CLASSES):
         for row in simulate(scale_class):
             print("   ", str([max(1, round(COUNT * PRIOR_SYMBOLS * p)) for p in row]) + f",  # class {scale_class}")
+    print("], np.int32)\nCLASS_PRIOR = np.array([  # of rows or columns")
+    flags = [round(COUNT * FLAG_SYMBOLS * share) for share in (1 - DEAD_SHARE, DEAD_SHARE)] + [1] * (N_TOKENS - 2)
+    weight = COUNT * DISTANCE_SYMBOLS * (1 - DISTANCE_RATIO)
+    print(f"    {flags},  # dead flag")
+    distances = [max(1, round(weight * DISTANCE_RATIO**z)) for z in range(N_TOKENS)]
+    print(f"    {distances},  # distance of a class from its forecast")
     print("], np.int32)\n# fmt: on")
 
 

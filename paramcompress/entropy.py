@@ -11,7 +11,8 @@ ever sent. Rows and columns without any nonzero point are dead: they cost one fl
 
 Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded
 last to first in blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At
-the end of a block the state must be back at its start value, which catches most damage that a checksum would.
+the end of a block the state must be back at its start value, which catches most damage that a checksum would. In the
+last block that value is 1, so that it costs nothing: a decoder that has used up all words reads no more.
 
 Byte layout: docs/format.md, "symbols".
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from paramcompress import prefix
 from paramcompress.jit import compiled
-from paramcompress.prior import PRIOR
+from paramcompress.prior import CLASS_PRIOR, PRIOR
 from paramcompress.tokens import (
     ESCAPE,
     ESCAPE_FROM,
@@ -59,6 +60,8 @@ _BY_PREFIX = 7
 """What a stream whose points have prefix codes has in place of the logarithm of its trellis' states."""
 BLOCK = 1 << 16
 STATE_START = 1 << 16
+_STATE_END = 1
+"""What the state of the last block starts from, and a decoder ends with."""
 
 MOST_CLASS = 127
 """Largest class of a row or column, before the base is added."""
@@ -71,7 +74,7 @@ _COUNT_LIMIT = 1 << 19
 _COARSE = 4
 """A decoder looks up the token of every 16th slot and walks on from there: a table of all slots would take longer to
 make than it saves, and not fit the nearest cache."""
-_FIRST_INTERVAL = 32
+_FIRST_INTERVAL = 8
 _LONGEST_INTERVAL = 16384
 """Tokens between two rebuilds of the frequencies: the first interval, and what the growing ones end at."""
 
@@ -309,7 +312,7 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
 @cache
 def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
     """Counts, spans and, for a decoder, slots before the first token; to be copied."""
-    counts = np.concatenate([PRIOR, np.full((4, N_TOKENS), COUNT, np.int32)])
+    counts = np.concatenate([PRIOR, CLASS_PRIOR, CLASS_PRIOR])
     spans = np.zeros(counts.shape, np.uint32)
     slots = np.zeros((len(counts), TOTAL >> _COARSE if decoder else 0), np.uint8)
     _relearn(counts, np.zeros(len(counts), np.int64), spans, slots)
@@ -395,7 +398,7 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
             done += n_run
             interval = _longer(interval)
             _relearn(counts, totals, spans, no_slots)
-        state = np.uint32(STATE_START)
+        state = np.uint32(STATE_START if done < n else _STATE_END)
         n_words = 0
         for i in range(n_block - 1, -1, -1):
             span = said[np.uintp(i)]
@@ -457,6 +460,7 @@ def _turn(words, clock, counts, totals, spans, slots):
     clock: [state, word position, tokens in this block, interval]; returns False where the words end too early.
     """
     if clock[3] == 0:
+        clock[0] = STATE_START
         clock[3] = _FIRST_INTERVAL
         clock[2] = BLOCK
     else:
@@ -505,9 +509,7 @@ def _get_classes(
             slot = state & np.uint32(TOTAL - 1)
             token, span = _look_up(slots, spans, np.uintp(context + part), slot)
             state = (span & np.uint32(0xFFFF)) * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16))
-            if state < STATE_START:
-                if clock[1] >= len(words):
-                    return -1, -1
+            if state < STATE_START and clock[1] < len(words):
                 state = state << np.uint32(16) | np.uint32(words[clock[1]])
                 clock[1] += 1
             clock[0] = state
@@ -531,7 +533,7 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
     n_columns, n_rows = points.shape
     counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
     totals = np.zeros(len(counts), np.int64)
-    clock = np.array([STATE_START, 0, 0, 0], np.int64)
+    clock = np.array([_STATE_END, 0, 0, 0], np.int64)
     rows = np.empty(n_rows, np.int64)
     columns = np.empty(n_columns, np.int64)
     one, nothing = np.int64(1), np.int64(0)
@@ -550,11 +552,11 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
     state = np.uint32(clock[0])
     at = clock[1]
     if by_prefix:
-        if state != STATE_START or points.size == 0:
+        if state != _STATE_END or points.size == 0:
             return -1, -1
         bit = prefix.get_points(raw, bit, n_bits, base, rows, columns, points)
         return (at, bit) if bit >= 0 else (-1, -1)
-    last = len(words) - 1
+    n_words = len(words)
     here = np.int64(0)  # twice the state of the trellis, plus its quantiser
     for j in range(n_columns):
         if j % per_chain == 0:
@@ -585,8 +587,8 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
             frequency = span & np.uint32(0xFFFF)
             state = np.uint32(frequency * (state >> np.uint32(FREQUENCY_BITS)) + slot - (span >> np.uint32(16)))
             # from here on without branches, since nobody could foresee which way they go
-            more = state < STATE_START
-            word = np.uint32(words[np.uintp(min(at, last))])
+            more = (state < STATE_START) & (at < n_words)
+            word = np.uint32(words[np.uintp(min(at, n_words - 1))])
             state = np.uint32(state << np.uint32(16) | word) if more else state
             at += more
             counts[context, token] += COUNT
@@ -608,10 +610,10 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
                 sign = string >> (n + shift) & nonzero
                 bit += n + shift + nonzero
             size = 2 * k - (q & nonzero)
-            if bit > n_bits or size >= POINT_LIMIT or at > len(words):
+            if bit > n_bits or size >= POINT_LIMIT:
                 return -1, -1
             points[j, i] = (size ^ -sign) + sign
             here = np.int64(walk[np.uintp((here & ~1) | (k & 1))])
-    if state != STATE_START:
+    if state != _STATE_END:
         return -1, -1
     return at, bit

@@ -379,9 +379,10 @@ class Tokens:
 
     def __init__(self, words: list[int]) -> None:
         numbers = re.findall(r"^ *\[([\d, ]+)\],", PRIOR_SOURCE.read_text(), re.MULTILINE)
-        self.counts = [[int(n) for n in row.split(",")] for row in numbers] + [[16] * 16 for _ in range(4)]
-        assert len(self.counts) == 32
-        self.words, self.at, self.state = words, 0, 65536
+        prior = [[int(n) for n in row.split(",")] for row in numbers]
+        assert len(prior) == 30
+        self.counts = prior + [list(row) for row in prior[28:]]
+        self.words, self.at, self.state = words, 0, 1
         self.frequencies: list[list[int]] = [[]] * 32
         self.touched = set(range(32))
         self.run = self.left = self.in_block = 0
@@ -398,7 +399,7 @@ class Tokens:
             start += f
             token += 1
         self.state = f * (self.state >> 12) + slot - start
-        if self.state < 65536:
+        if self.state < 65536 and self.at < len(self.words):
             self.state = self.state << 16 | self._word()
         self.counts[context][token] += 16
         self.touched.add(context)
@@ -408,11 +409,11 @@ class Tokens:
         self._relearn()
         self.in_block += self.run
         if self.run == 0 or self.in_block >= 65536:
-            assert self.state == 65536, "end of block"
+            assert self.state == (65536 if self.run else 1), "end of block"
             self.state = self._word() << 16
             self.state |= self._word()
             self.in_block = 0
-        self.run = min(self.run + self.run // 4, 16384) if self.run else 32
+        self.run = min(self.run + self.run // 4, 16384) if self.run else 8
         self.left = self.run
 
     def _relearn(self) -> None:
@@ -498,7 +499,7 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
             if k:
                 points[j, i] = -(2 * k - q) if bits.read(1) else 2 * k - q
             state = (2 * state + ((k & 1) ^ parity(state & g1))) % n_states
-    assert (tokens.state, tokens.at) == (65536, n_words), "words left over"
+    assert (tokens.state, tokens.at) == (1, n_words), "words left over"
     assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
     return points
 

@@ -31,8 +31,8 @@ from paramcompress.prices import N_MAGNITUDES, cost_table, histogram, raw_bits_o
 from paramcompress.prior import PRIOR
 from paramcompress.trellis import TRELLISES, columns_per_chain
 
-TINY = bytes.fromhex("00 05 02 13 0c 44 3b 02")
-"""Points (2, 0), (-4, 6), worked out by hand in docs/format.md, section 9."""
+TINY = bytes.fromhex("00 05 02 03 00 10 dd 02")
+"""Points (2, 0), (-4, 6), worked out by hand in docs/format.md, section 10."""
 
 
 def test_bytes_of_a_tiny_message() -> None:
@@ -42,14 +42,14 @@ def test_bytes_of_a_tiny_message() -> None:
 
 
 def test_the_tiny_message_by_hand() -> None:
-    """The arithmetic of docs/format.md, section 9, once more."""
+    """The arithmetic of docs/format.md, section 10, once more."""
     counts = PRIOR[10].tolist()
     f = [1 + count * 4080 // sum(counts) for count in counts]
     f[1] += 4096 - sum(f)
-    state = 1 << 16
+    state = 1
     for token in (3, 2, 0, 1):
         state = (state // f[token] << 12) + state % f[token] + sum(f[:token])
-    assert (state, TINY[3:7]) == (0x0C133B44, bytes([0x13, 0x0C, 0x44, 0x3B]))
+    assert (state, TINY[3:7]) == (0x0003DD10, bytes([0x03, 0x00, 0x10, 0xDD]))
 
 
 # ------------------------------------------------------------------------------------------- round trips

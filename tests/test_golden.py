@@ -91,7 +91,7 @@ def predicted(rng: np.random.Generator) -> Made:
         "waves": linear(40, 24, dictionary=predict.Cosine(GRID), n_support=4),
         "boxes": linear(40, 24, dictionary=predict.DownSampling(GRID), n_support=4),
         "random": linear(40, 24, dictionary=predict.RandomFixed(3), n_support=4, groups=2, seed=5),
-        "connected": linear(40, 24, dictionary=predict.RandomConnections(), n_support=4, groups=3),
+        "connected": linear(40, 24, dictionary=predict.RandomConnections(), n_support=4, groups=6),
         "listed": linear(40, 24, dictionary=bumps, n_support=4, groups=2, supports="pivoted"),
     }
     return predicted_layers(rng, layers), {"max_rel_error": 0.1}
