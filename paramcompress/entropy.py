@@ -12,7 +12,8 @@ ever sent. Rows and columns without any nonzero point are dead: they cost one fl
 Range coder: rANS (Duda 2013, arXiv:1311.2540), 32-bit state, 16-bit words, 12-bit frequencies. Symbols are coded
 last to first in blocks of BLOCK, so that a decoder reads forwards while the encoder needs memory for one block. At
 the end of a block the state must be back at its start value, which catches most damage that a checksum would. In the
-last block that value is 1, so that it costs nothing: a decoder that has used up all words reads no more.
+last block that value is 1, so that it costs nothing: a decoder that has used up all words reads no more. (Who asks it
+for more tokens than there are may get the likeliest for ever; the hash of the tensor is for that.)
 
 Byte layout: docs/format.md, "symbols".
 

@@ -289,6 +289,8 @@ def test_entries_that_do_not_fit_their_stream(rng: np.random.Generator) -> None:
             {"crc": piece.entry.crc ^ 1},
             {"codec": "wavelet"},
             {"shape": (20, 19)},
+            {"shape": (20, 21)},
+            {"shape": (21, 20)},
             {"shape": (1 << 40, 1 << 20)},
             {"dtype": "int7"},
             {"dtype": "bool" if limit else "int32"},
