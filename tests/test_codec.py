@@ -307,7 +307,7 @@ def test_a_transform_needs_kernels(shape: tuple[int, ...], transform: str, rng: 
 
 @pytest.mark.parametrize("shape", [(9, 4, 3, 2), (8, 4, 3, 3), (0, 4, 3, 3), (9, 0, 3, 3), (9, 4, 0), (0,)])
 def test_streams_of_another_shape(shape: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Also of shapes without any weight, in which an honest file keeps no factors. Of a larger one the hash finds out."""
+    """Also of shapes without any weight, where an honest file keeps no factors. Of larger ones the hash finds out."""
     for kind in ({}, {"rank": 2}, {"transform": "patch"}):
         stream = encode_factored(factors(rng, **kind))
         with pytest.raises(ValueError):  # noqa: PT011 -- which of several reasons is found first does not matter
