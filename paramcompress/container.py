@@ -30,6 +30,7 @@ from typing import IO, Any, Self
 
 import zstandard
 
+from paramcompress.checkpoint import runs
 from paramcompress.codec import decode_exact, encode_exact
 from paramcompress.errors import (
     CheckpointError,
@@ -242,9 +243,9 @@ _DEFAULTS: dict[str, Any] = {
 """A column that holds nothing else is left out."""
 _PHRASES = (
     b'"notes":[],"layer_notes":{},"effort":"max","effort":"fast","max_rel_error":"lowrank+patch","lowrank+cosine","cosine",'
-    b'"exact","factored","torch",["dict",["t",11],".running_mean",".running_var",".bias",".weight"'
+    b'"exact","factored","torch",["dict",["t",11],["run",0,".running_mean",".running_var",".bias",".weight"'
     b'{"about":{"bytes_before":,"n_weights":,"settings":{"effort":"default","seed":0},"source":".pt",'
-    b'"target":"max_rel_error 0.03 (default)"},"entries":{"codec":["factored","factored"],"crc":[],"density":[1,1,0.9],'
+    b'"target":"max_rel_error 0.03 (default)"},"entries":{"codec":["factored","factored"],"crc":"","density":[1,1,0.9],'
     b'"dictionary":["none","none","lowrank"],"dtype":["float32","float32"],"home":[0,1,1],"n_bytes":[],"name":["",""],'
     b'"rank":[0,0],"rel_error":[0,0,0.03],"shape":[[],[]]},"kind":"safetensors","n":,"tree":["safetensors",["dict"],["dict",'
 )
@@ -257,13 +258,15 @@ def _phrase_book() -> zstandard.ZstdCompressionDict:
 
 def _pack_index(index: Index) -> bytes:
     """One zstd frame of JSON, column by column, since like stands with like and compresses."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for field in fields(Entry):
         values = [getattr(entry, field.name) for entry in index.entries]
         if field.name not in _DEFAULTS or any(value != _DEFAULTS[field.name] for value in values):
             columns[field.name] = values
+    columns["crc"] = "".join(f"{entry.crc:08x}" for entry in index.entries)
+    tree = runs.fold(index.tree, [entry.name for entry in index.entries])
     about = {key: value for key, value in index.about.items() if value not in ([], {}, "")}
-    whole = {"entries": columns, "n": len(index.entries), "kind": index.kind, "tree": index.tree, "about": about}
+    whole = {"entries": columns, "n": len(index.entries), "kind": index.kind, "tree": tree, "about": about}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     params = zstandard.ZstdCompressionParameters.from_level(_INDEX_LEVEL, write_checksum=0, write_dict_id=0)
     return zstandard.ZstdCompressor(compression_params=params, dict_data=_phrase_book()).compress(
@@ -279,9 +282,11 @@ def _unpack_index(packed: bytes) -> Index:
     text = zstandard.ZstdDecompressor(dict_data=_phrase_book()).decompress(packed, allow_extra_data=False)
     if sum(map(text.count, (b",", b"[", b"{"))) > max(MOST_INDEX_NODES, 64 * len(packed)):
         raise ValueError("more values than a checkpoint has")
-    whole = json.loads(text.decode("utf-8", "surrogatepass"), parse_constant=_finite, parse_float=_finite)
+    written = text.decode("utf-8", "surrogatepass")
+    whole = json.loads(written, parse_constant=_finite, parse_float=_finite)
     n = whole["n"]
     columns = whole["entries"]
+    columns["crc"] = _crcs(columns["crc"])
     if type(n) is not int or n != len(columns["name"] if n else []):
         raise ValueError(f"{n} tensors")
     names = [field.name for field in fields(Entry)]
@@ -296,7 +301,15 @@ def _unpack_index(packed: bytes) -> Index:
         raise ValueError("a name stands twice")
     if whole["kind"] not in _KINDS:
         raise ValueError(f"a checkpoint of kind {str(whole['kind'])[:80]!r}")
-    return Index(tuple(entries), whole["kind"], whole["tree"], _checked_about(whole["about"]))
+    tree = runs.unfold(whole["tree"], columns["name"]) if runs.MARK in written else whole["tree"]
+    return Index(tuple(entries), whole["kind"], tree, _checked_about(whole["about"]))
+
+
+def _crcs(digits: Any) -> list[int]:
+    """Checksums from eight hexadecimal digits each: half a byte a digit, for which zstd needs little more."""
+    if not isinstance(digits, str) or len(digits) % 8 or not set(digits) <= set("0123456789abcdef"):
+        raise ValueError("checksums that are none")
+    return [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
 
 
 def _finite(text: str) -> float:

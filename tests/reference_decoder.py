@@ -88,8 +88,10 @@ def read_parts(data: bytes) -> tuple[dict[str, bytes], bytes]:
 
 def rows(columns: dict[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
     defaults = {"same_as": None, "tied": False, "dictionary": "none", "rank": 0, "home": 1, "dtype": "float32"}
+    crc = columns.pop("crc")
     for i in range(n):
-        yield defaults | {field: values[i] for field, values in columns.items()}
+        own = {field: values[i] for field, values in columns.items()}
+        yield defaults | own | {"crc": int(crc[8 * i : 8 * i + 8], 16)}
 
 
 def chain() -> int:

@@ -59,19 +59,19 @@ def write(path: Path, *pieces: tuple[Entry, bytes, int]) -> Path:
 SMALLEST = (
     b'\xc0\x00\x00\x00\x00\x00\x00\x00{"__metadata__":{"paramcompress":"1 0"},'
     b'"paramcompress.exact1":{"dtype":"U8","shape":[17],"data_offsets":[0,17]},'
-    b'"paramcompress.index":{"dtype":"U8","shape":[110],"data_offsets":[17,127]}}    '
+    b'"paramcompress.index":{"dtype":"U8","shape":[108],"data_offsets":[17,125]}}    '
     # the one part of weights: a zstd frame of four bytes as they are, and its checksum
     b"(\xb5/\xfd \x04!\x00\x00abcd"
     b"\xaa %Y"
     # the index: a zstd frame, the header's checksum, the part's checksum
-    b'(\xb5/\xfd`\x1e\x00\xe5\x02\x00T\x0244t3984772369uint824w"2,2"n":1"w0]]]}\x14\xa0\x00s\x0bm\x060\xc2\xa3\x0f\x06\xc9\x08'
-    b"\xdc%\xe2Nn\x87\xce\x8d\xc2\xc1\x0b\xc2\x87A\xcf\x81\xa0\x86&\xae\xf4d8hv\x86\xfd\x00\x99\x1a\xea\xf6n\x19\xddc\xeeBo"
-    b"i\x1c\x03S"
-    b"\x7f\x8a`\x1e"
+    b'(\xb5/\xfd`\x1c\x00\xd5\x02\x004\x0244ted82cd11uint824w"2,2"n":1"w0]]]}\x14\xa0\x00s\x0b\xad\x010\xc2\xa3\x0f\r\xc9$\xdc'
+    b"\x05\xe2\xben\x87\xcem\xc2A\x0b\x82\x87\xc1\xce\x81\x9f\x86%\xae\xf0d8h\x7f\x86\xfd\x00\x99\x1a\xea\xf6n\x19\xddc\xeeBo"
+    b"\xb3\xbf\xc0\xc4"
+    b"\xda\x91\x03\xcd"
 )
 INDEX_TEXT = (
     '{"about":{"bytes_before":4,"n_weights":4,"settings":{"seed":0},"target":"t"},'
-    '"entries":{"codec":["exact"],"crc":[3984772369],"density":[1],"dtype":["uint8"],"home":[2],"n_bytes":[4],"name":["w"],'
+    '"entries":{"codec":["exact"],"crc":"ed82cd11","density":[1],"dtype":["uint8"],"home":[2],"n_bytes":[4],"name":["w"],'
     '"rel_error":[0],"shape":[[2,2]]},"kind":"dict","n":1,"tree":["torch",["dict","w",["t",0]]]}'
 )
 
@@ -458,6 +458,10 @@ def set_field(name: str, value: Any, at: int = 0) -> Callable[[dict[str, Any]], 
     return edit
 
 
+def set_hashes(edit: Callable[[str], Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda index: index["entries"].update(crc=edit(index["entries"]["crc"]))
+
+
 def set_top(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda index: index.update({name: value})
 
@@ -469,7 +473,7 @@ INDICES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a dtype that is none": set_field("dtype", 5),
     "an unknown codec": set_field("codec", "zip"),
     "no codec": lambda index: index["entries"].pop("codec"),
-    "a column too short": lambda index: index["entries"]["crc"].pop(),
+    "a column too short": lambda index: index["entries"]["density"].pop(),
     "a column that is a number": set_top("entries", {"name": 5}),
     "entries that are a list": set_top("entries", [1, 2]),
     "no entries": lambda index: index.pop("entries"),
@@ -488,7 +492,18 @@ INDICES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a kernel without weights": set_field("shape", [6, 5, 0]),
     "a kernel of 2**40": set_field("shape", [6, 5, 1 << 20, 1 << 20]),
     "another shape": set_field("shape", [5, 6], 1),
-    "a wrong hash": set_field("crc", 5),
+    "a wrong hash": set_hashes(lambda digits: "00000005" + digits[8:]),
+    "a hash too few": set_hashes(lambda digits: digits[8:]),
+    "a digit too few": set_hashes(lambda digits: digits[1:]),
+    "a digit that is none": set_hashes(lambda digits: "+" + digits[1:]),
+    "hashes that are numbers": set_hashes(lambda digits: [5] * (len(digits) // 8)),
+    "no hashes": lambda index: index["entries"].pop("crc"),
+    "a run of more tensors than there are": set_top("tree", ["torch", ["dict", ["run", 0, 6, ""], ["t", 0]]]),
+    "a run that begins below 0": set_top("tree", ["torch", ["dict", ["run", -1, 2, ""], ["t", 0]]]),
+    "a run of -1": set_top("tree", ["torch", ["dict", ["run", 3, -1, ""], ["t", 0]]]),
+    "a run of 2**60": set_top("tree", ["torch", ["dict", ["run", 0, 1 << 60, ""], ["t", 0]]]),
+    "runs of more together": set_top("tree", ["torch", ["dict", *[["run", 0, 3, ""], ["t", 0]] * 2]]),
+    "a run without a value": set_top("tree", ["torch", ["dict", ["run", 0, 1, ""]]]),
     "a home that is none": set_field("home", 4),
     "a home that is text": set_field("home", "1"),
     "a home that is another": set_field("home", 0),
