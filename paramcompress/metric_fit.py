@@ -249,7 +249,7 @@ class MetricFit:
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
-        trellis = TRELLISES[self.effort.n_states]
+        trellis = TRELLISES[self.effort.n_states_in_metric]
         profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1
         scales = profile.scales(1.0, 1.0, by_class, by_class)

@@ -40,6 +40,8 @@ class Effort:
 
     n_states: int
     """States of the trellis; more is a better quantiser and takes longer."""
+    n_states_in_metric: int
+    """The same where data say what errors cost: there it is a smaller part of the time."""
     sample: int
     """Weights on which candidates are compared."""
     tolerance: float
@@ -53,9 +55,9 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(n_states=1, sample=1 << 11, tolerance=0.02, fitted=False, may_prefix=True),
-    "default": Effort(n_states=8, sample=1 << 12, tolerance=0.02, fitted=True),
-    "max": Effort(n_states=32, sample=1 << 18, tolerance=0.003, fitted=True, thorough=True),
+    "fast": Effort(n_states=1, n_states_in_metric=1, sample=1 << 11, tolerance=0.02, fitted=False, may_prefix=True),
+    "default": Effort(n_states=8, n_states_in_metric=32, sample=1 << 12, tolerance=0.02, fitted=True),
+    "max": Effort(n_states=32, n_states_in_metric=32, sample=1 << 18, tolerance=0.003, fitted=True, thorough=True),
 }
 
 
