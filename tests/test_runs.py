@@ -47,6 +47,8 @@ STEP = ["dict", "a", ["t", 0], "step", 1, "b", ["t", 0], "c", ["t", 0]]
         (["torch", ["dict", "epoch", 5, "state", FLAT]], ["torch", ["dict", "epoch", 5, "state", RUN]]),
         (STEP, [*STEP[:5], ["run", 1, 2, ""], ["t", 0]]),
         (["dict", "a", ["t", 0], "b", ["t", 0, True], "c", ["t", 0]], None),
+        (["dict", "l", ["list", ["t", 5]], *STEP[5:]], ["dict", "l", ["list", ["t", 5]], ["run", 1, 2, ""], ["t", 0]]),
+        (["dict", "p.a", ["t", 2], "q", ["t", 0], "c", ["t", 0]], None),
         (["counter", *FLAT[1:]], None),
         (["dict", "b", ["t", 0], "a", ["t", 0]], None),
         (["dict", "p.a", ["t", 2], "q.b", ["t", 2]], None),

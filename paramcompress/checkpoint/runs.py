@@ -35,42 +35,41 @@ def unfold(tree: Node, names: Sequence[str]) -> Node:
 
 
 class _Folding:
+    """A way through a tree; `at` is the number of the next tensor."""
+
     def __init__(self, names: Sequence[str]) -> None:
         self.names, self.at = names, 0
 
     def node(self, node: Node) -> Node:
         if not isinstance(node, list):
             return node
+        if _is_tensor(node):
+            self.at += 1
+            return node
         if not node or node[0] not in _MAPPINGS:
             return [self.node(inner) for inner in node]
         found, i = [node[0]], 1
         while i < len(node):
-            n = self._run_length(node, i)
+            n, prefix = self._run(node, i)
             if n > 1:
-                prefix = node[i].removesuffix(self.names[self.at])
                 found += [[_TAG, self.at, n, prefix], node[i + 1]]
+                self.at += n
             else:
-                n = 1
                 found += [node[i], self.node(node[i + 1])]
-            self.at += n if n > 1 or _is_tensor(node[i + 1]) else 0
-            i += 2 * n
+            i += 2 * max(n, 1)
         return found
 
-    def _run_length(self, node: list[Node], i: int) -> int:
-        """Pairs of a mapping from item i on that are the next tensors."""
+    def _run(self, node: list[Node], i: int) -> tuple[int, str]:
+        """How many pairs of a mapping from item i on are the next tensors, and what comes before their names."""
         key, value = node[i], node[i + 1]
         if not isinstance(key, str) or not _is_tensor(value) or self.at >= len(self.names):
-            return 0
-        if not key.endswith(self.names[self.at]):
-            return 0
+            return 0, ""
         prefix = key.removesuffix(self.names[self.at])
-        pairs = zip(node[i::2], node[i + 1 :: 2], self.names[self.at :], strict=False)
+        most = min((len(node) - i) // 2, len(self.names) - self.at)
         n = 0
-        for one, other, name in pairs:
-            if one != prefix + name or other != value:
-                break
+        while n < most and node[i + 2 * n] == prefix + self.names[self.at + n] and node[i + 2 * n + 1] == value:
             n += 1
-        return n
+        return n, prefix
 
 
 class _Unfolding:
