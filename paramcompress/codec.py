@@ -341,7 +341,8 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
     """Factors of a layer of that shape; rank and sizes are checked before anything is allocated.
 
     Raises:
-        ValueError: the stream is damaged, or of another shape.
+        ValueError: the stream is damaged, or of another shape. Of a larger shape not always: what the stream
+            has not may be read as zeros, and the tensor's hash finds out.
     """
     layout = Layout.of(shape)
     stream = memoryview(stream)  # slices of bytes would be copies

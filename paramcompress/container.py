@@ -345,7 +345,7 @@ def _check(columns: dict[str, list[Any]]) -> None:
     shapes, homes = columns["shape"], columns["home"]
     makes_sense = {
         **{name: _are(columns[name], str) for name in ("name", "dtype", "codec", "dictionary")},
-        **{name: _are_counts(columns[name], int) for name in ("rank", "crc", "n_bytes")},
+        **{name: _are_counts(columns[name], int) for name in ("rank", "n_bytes")},
         **{name: _are_counts(columns[name], int, float, below=1e300) for name in ("density", "rel_error")},
         "home": _are_counts(homes, int, below=SAME + 1),
         "tied": _are(columns["tied"], bool),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from paramcompress import entropy
 from paramcompress.entropy import (
+    BLOCK,
     DEAD,
     ESCAPE_FROM,
     MOST_CLASS,
@@ -113,6 +114,19 @@ def test_largest_points(point: int, base: int) -> None:
     points = np.array([[point, 0, point]], np.int32)
     stream = pack(points, uniform_scales(1, 3, base), TRELLISES[1])
     np.testing.assert_array_equal(unpack(stream, 3, 1), points)
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_streams_that_end_where_a_block_does(beyond: int, rng: np.random.Generator) -> None:
+    """The last block starts from another state than those before it, also where it has one token, or none follows."""
+    run = n = 0
+    while n < BLOCK:
+        run = min(run + run // 4, 16384) if run else 8
+        n += run
+    points = 2 * rng.integers(-2, 3, (1, n + beyond)).astype(np.int32)
+    stream = pack(points, uniform_scales(1, n + beyond), TRELLISES[1])
+    np.testing.assert_array_equal(unpack(stream, n + beyond, 1), points)
+    np.testing.assert_array_equal(reference_decoder.symbols(stream, n + beyond, 1, 1), points)
 
 
 def test_any_buffer_will_do() -> None:

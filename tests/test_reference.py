@@ -20,7 +20,8 @@ import paramcompress
 from paramcompress import predicted
 from paramcompress.codec import to_tensor
 from paramcompress.container import _PHRASES, OWN, Reader
-from paramcompress.prior import PRIOR
+from paramcompress.prior import CLASS_PRIOR, PRIOR
+from paramcompress.tokens import N_TOKENS
 from paramcompress.trellis import CHAIN, TRELLISES
 
 Tensors = dict[str, Tensor]
@@ -154,6 +155,13 @@ def test_tables_of_the_page_are_those_of_the_code() -> None:
     page = FORMAT.read_text()
     assert reference_decoder.chain() == CHAIN
     assert zlib.crc32(PRIOR.astype("<i4").tobytes()) == int(re.findall(r"crc32 is (\d+)", page)[0])
+    starts = re.search(
+        r"Contexts 28 and 30 have\s([\d, ]+), then 1 .*? 29 and 31 have ([\d, ]+), then 1\.", page, re.DOTALL
+    )
+    assert starts is not None
+    for known, row in zip(starts.groups(), CLASS_PRIOR.tolist(), strict=True):
+        first = [int(number) for number in known.split(",")]
+        assert row == first + [1] * (N_TOKENS - len(first))
     for n_states in (4, 8):
         row = re.findall(rf"^\| {n_states} \| \d \| \d \|([^|]*)\|([^|]*)\|$", page, re.MULTILINE)[0]
         assert [int(bit) for bit in row[0].split()] == TRELLISES[n_states].quantiser.tolist()
