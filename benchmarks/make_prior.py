@@ -16,7 +16,7 @@ from paramcompress.entropy import Scales
 from paramcompress.prices import histogram, raw_bits_of
 from paramcompress.quantize import quantize
 from paramcompress.tokens import N_CLASSES, N_TOKENS, UNIT_CLASS, token_of
-from paramcompress.trellis import TRELLISES
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis
 
 SHAPE = 1.6
 N_SAMPLES = 1 << 17
@@ -33,7 +33,7 @@ CLASS_SPREAD = 0.35
 """Standard deviation, in octaves, of a weight's true scale about the centre of its class."""
 
 
-def simulate(scale_class: int) -> np.ndarray:
+def simulate(scale_class: int, trellis: Trellis) -> np.ndarray:
     """(2, N_TOKENS) frequencies of a class by quantiser."""
     rng = np.random.default_rng(scale_class)
     size = rng.gamma(1 / SHAPE, 1, N_SAMPLES) ** (1 / SHAPE)
@@ -48,25 +48,34 @@ def simulate(scale_class: int) -> np.ndarray:
     )
     for _ in range(3):
         cost = -np.log2(counts / counts.sum(-1, keepdims=True))[:, :, tokens] + raw
-        points = quantize(x, scales, TRELLISES[8], cost.astype(np.float32), BIT_WEIGHT)
-        counts = histogram(points, scales, TRELLISES[8]) + 0.25 ** np.arange(N_TOKENS)
+        points = quantize(x, scales, trellis, cost.astype(np.float32), BIT_WEIGHT)
+        counts = histogram(points, scales, trellis) + 0.25 ** np.arange(N_TOKENS)
     return counts[scale_class] / counts[scale_class].sum(-1, keepdims=True)
 
 
 def main() -> None:
     print('"""Token frequencies that every context starts from. Part of the format.')
     print('\nWritten by benchmarks/make_prior.py, which says how.\n"""\n')
-    print("import numpy as np\n\n# fmt: off\nPRIOR = np.array([  # of points, by scale class and quantiser")
-    for scale_class in range(N_CLASSES):
-        for row in simulate(scale_class):
-            print("   ", str([max(1, round(COUNT * PRIOR_SYMBOLS * p)) for p in row]) + f",  # class {scale_class}")
-    print("], np.int32)\nCLASS_PRIOR = np.array([  # of rows or columns")
+    print("import numpy as np\nfrom numpy.typing import NDArray\n\n# fmt: off")
+    for name, trellis, what in (
+        ("_WITH_ZERO", WITH_ZERO[8], "by scale class and quantiser, where both have a zero"),
+        ("_WITHOUT", TRELLISES[8], "where the second has none from LOUD_CLASS on"),
+    ):
+        print(f"{name} = np.array([  # {what}")
+        for scale_class in range(N_CLASSES):
+            for row in simulate(scale_class, trellis):
+                print("   ", str([max(1, round(COUNT * PRIOR_SYMBOLS * p)) for p in row]) + f",  # class {scale_class}")
+        print("], np.int32)")
+    print("CLASS_PRIOR = np.array([  # of rows or columns")
     flags = [round(COUNT * FLAG_SYMBOLS * share) for share in (1 - DEAD_SHARE, DEAD_SHARE)] + [1] * (N_TOKENS - 2)
     weight = COUNT * DISTANCE_SYMBOLS * (1 - DISTANCE_RATIO)
     print(f"    {flags},  # dead flag")
     distances = [max(1, round(weight * DISTANCE_RATIO**z)) for z in range(N_TOKENS)]
     print(f"    {distances},  # distance of a class from its forecast")
-    print("], np.int32)\n# fmt: on")
+    print("], np.int32)\n# fmt: on\n\n")
+    print("def prior_of(has_zero: bool) -> NDArray[np.int32]:")
+    print('    """(2 * N_CLASSES, N_TOKENS) counts of points, for a trellis with a zero in both quantisers or not."""')
+    print("    return _WITH_ZERO if has_zero else _WITHOUT")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from paramcompress import prefix
 from paramcompress.jit import compiled
-from paramcompress.prior import CLASS_PRIOR, PRIOR
+from paramcompress.prior import CLASS_PRIOR, prior_of
 from paramcompress.tokens import (
     ESCAPE,
     ESCAPE_FROM,
@@ -40,8 +40,8 @@ from paramcompress.tokens import (
     OPEN_BITS,
     POINT_LIMIT,
     TOKENS,
-    WALKS,
     entropy_bits,
+    lead_on,
     mantissa,
     peak,
     push,
@@ -50,15 +50,17 @@ from paramcompress.tokens import (
     token_of,
     window,
 )
-from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
 
 DEAD = -1
 """Class of a row or column whose points are all zero."""
 
 FREQUENCY_BITS = 12
 TOTAL = 1 << FREQUENCY_BITS
+_CODERS = (1, True), (4, True), (4, False), (8, False), (8, True), (32, False), (32, True), (1, True)
+"""States of the trellis, and whether it has a zero in both quantisers, by the number in a stream's first byte."""
 _BY_PREFIX = 7
-"""What a stream whose points have prefix codes has in place of the logarithm of its trellis' states."""
+"""The number of streams whose points have prefix codes."""
 BLOCK = 1 << 16
 STATE_START = 1 << 16
 _STATE_END = 1
@@ -110,13 +112,13 @@ def pack(
     n_columns, n_rows = points.shape
     if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
         raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
-    walk = WALKS[trellis.n_states], columns_per_chain(n_rows)
+    walk = trellis.walk, columns_per_chain(n_rows)
     sides = scales.base, scales.rows, scales.columns
     lengths = prefix.cheap_lengths(points, *sides) if may_prefix and trellis.n_states == 1 else prefix.NO_LENGTHS
-    flags, words, raw, n_bits = _pack(points, *sides, period, *walk, lengths, *_start_model(False))
+    flags, words, raw, n_bits = _pack(points, *sides, period, *walk, lengths, *_start_model(trellis.has_zero, False))
     if n_bits < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
-    coder = _BY_PREFIX if len(lengths) else trellis.n_states.bit_length() - 1
+    coder = _BY_PREFIX if len(lengths) else _CODERS.index((trellis.n_states, trellis.has_zero))
     head = bytes([coder | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
     bit_string = raw.astype("<u4", copy=False).tobytes()[: (n_bits + 7) // 8]
     return head + varint(len(words)) + words.astype("<u2", copy=False).tobytes() + bit_string
@@ -133,9 +135,8 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     if len(stream) < 3:
         raise ValueError("stream too short")
     coder, flags = stream[0] & 7, stream[0] >> 3
-    n_states = 1 if coder == _BY_PREFIX else 1 << coder
-    if n_states not in TRELLISES:
-        raise ValueError(f"trellis of {n_states} states is not known")
+    n_states, has_zero = _CODERS[coder]
+    trellis = (WITH_ZERO if has_zero else TRELLISES)[n_states]
     base = int.from_bytes(stream[1:2], "little", signed=True)
     n_words, at = read_varint(stream, 2)
     if 2 * n_words > len(stream) - at:
@@ -144,9 +145,10 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     bits = stream[at + 2 * n_words :]
     raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + prefix.BEYOND))), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
-    walk = WALKS[n_states], columns_per_chain(n_rows)
+    walk = trellis.walk, columns_per_chain(n_rows)
+    model = _start_model(has_zero, True)
     used_words, used_bits = _decode(
-        words, raw, 8 * len(bits), flags, base, period, *walk, coder == _BY_PREFIX, *_start_model(True), points
+        words, raw, 8 * len(bits), flags, base, period, *walk, coder == _BY_PREFIX, *model, points
     )
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
@@ -303,7 +305,7 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
             contexts[np.uintp(n_tokens)] = 2 * c + q
             tokens[np.uintp(n_tokens)] = token
             n_tokens += 1
-            at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
+            at = lead_on(walk, at, k, negative, c)
     return n_tokens, bits
 
 
@@ -311,9 +313,9 @@ def _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, 
 
 
 @cache
-def _start_model(decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
+def _start_model(has_zero: bool, decoder: bool) -> tuple[NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint8]]:
     """Counts, spans and, for a decoder, slots before the first token; to be copied."""
-    counts = np.concatenate([PRIOR, CLASS_PRIOR, CLASS_PRIOR])
+    counts = np.concatenate([prior_of(has_zero), CLASS_PRIOR, CLASS_PRIOR])
     spans = np.zeros(counts.shape, np.uint32)
     slots = np.zeros((len(counts), TOTAL >> _COARSE if decoder else 0), np.uint8)
     _relearn(counts, np.zeros(len(counts), np.int64), spans, slots)
@@ -614,7 +616,7 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
             if bit > n_bits or size >= POINT_LIMIT:
                 return -1, -1
             points[j, i] = (size ^ -sign) + sign
-            here = np.int64(walk[np.uintp((here & ~1) | (k & 1))])
+            here = lead_on(walk, here, k, sign, c)
     if state != _STATE_END:
         return -1, -1
     return at, bit

@@ -95,7 +95,7 @@ def quantize_in_metric(
     states = np.zeros(n_columns + 1, np.int64)
     chain = columns_per_chain(n_rows)
     coupling = np.ones((n_rows, 1, 1)) if worth.coupling is None else worth.coupling
-    walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64)
+    walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
     table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
 
     open_x = x.copy()
@@ -131,7 +131,7 @@ def quantize_in_metric(
 
 @compiled
 def _feed(
-    x, upper, worth, coupling, cost, base, rows, columns, next_state, quantiser, chain, first, last,
+    x, upper, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class, chain, first, last,
     points, states, carried,
 ):  # fmt: skip
     """Quantise the columns from first to last; carry their errors among themselves, and note them for the rest."""
@@ -145,7 +145,7 @@ def _feed(
             for i in range(n_rows):
                 pivot = upper[i // n_here, j, j]
                 bits[i] = worth[i] / (pivot * pivot)
-            walk = cost, base + columns[j], rows, next_state, quantiser, state
+            walk = cost, base + columns[j], rows, next_state, quantiser, loud_class, state
             if coupling.shape[1] > 1:
                 state = _choose_coupled(x[j], bits, coupling, *walk, -1, points[j])
             else:
@@ -161,7 +161,7 @@ def _feed(
 
 @compiled
 def _descend(
-    x, metric, worth, coupling, cost, base, rows, columns, next_state, quantiser, chain, first, last,
+    x, metric, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class, chain, first, last,
     points, states, residual, slope,
 ):  # fmt: skip
     """Choose the columns from first to last again, each given all others. slope: metric @ residual, kept up to date
@@ -180,7 +180,7 @@ def _descend(
             wanted[i] = points[j, i] - slope[j, i] / own
         ends = (j + 1) % chain == 0 or j + 1 == n_columns
         goal = -1 if ends else states[j + 1]
-        walk = cost, base + columns[j], rows, next_state, quantiser, states[j]
+        walk = cost, base + columns[j], rows, next_state, quantiser, loud_class, states[j]
         if coupling.shape[1] > 1:
             before[:] = points[j]
             _choose_coupled(wanted, bits, coupling, *walk, goal, points[j])
@@ -197,25 +197,32 @@ def _descend(
 
 
 @compiled
-def _best_symbols(size, worth, bits, shift, q):
-    """Least worth * (size - point)**2 + bits with an even symbol of quantiser q, and its point; the same with an odd
-    one. Near the number, or zero."""
-    least_even, least_odd = worth * size * size + bits[0], _FAR
+def _best_points(number, worth, bits, shift, q, loud):
+    """Least worth * (number - point)**2 + bits of the points of quantiser q that lead on by an even symbol, and that
+    point; the same of those that do by an odd one. Near the number, or zero."""
+    size = abs(number)
+    no_zero = q == 1 and loud
+    least_even, least_odd = _FAR if no_zero else worth * size * size + bits[0], _FAR
     even = odd = np.int64(0)
     near = max(((np.int64(size) + q) >> 1) - 1, 0)
     for k in range(near, near + 4):
-        point = 2 * k - q if k else 0
-        total = worth * (size - point) ** 2 + bits[min(k >> shift, N_MAGNITUDES - 1)]
+        point = 2 * k - q if k or no_zero else 0
+        magnitude = k if k or not no_zero else 1
+        total = worth * (size - point) ** 2 + bits[min(magnitude >> shift, N_MAGNITUDES - 1)]
         if k & 1:
             if total < least_odd:
                 least_odd, odd = total, point
         elif total < least_even:
             least_even, even = total, point
+    if number < 0:
+        even, odd = -even, -odd
+        if no_zero:
+            return least_odd, odd, least_even, even
     return least_even, even, least_odd, odd
 
 
 @compiled
-def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, points):
+def _choose(x, worth, cost, base, rows, next_state, quantiser, loud_class, start, goal, points):
     """Viterbi search down one column: least sum of worth * (x - point)**2 + bits from state `start` to `goal`, or to
     any where that is -1. Fills points, returns the last state."""
     n = len(x)
@@ -234,9 +241,10 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, poin
                 chosen[i, s] = 0
             continue
         c, shift = scale_context(base + rows[i])
-        size = abs(x[i])
         for q in range(2):
-            least[q, 0], best[q, 0], least[q, 1], best[q, 1] = _best_symbols(size, worth[i], cost[c, q], shift, q)
+            least[q, 0], best[q, 0], least[q, 1], best[q, 1] = _best_points(
+                x[i], worth[i], cost[c, q], shift, q, c >= loud_class
+            )
         after[:] = _FAR
         for s in range(n_states):
             q = quantiser[s]
@@ -253,13 +261,13 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, start, goal, poin
         state = np.argmin(path)
     end = state
     for i in range(n - 1, -1, -1):
-        points[i] = -chosen[i, state] if x[i] < 0 else chosen[i, state]
+        points[i] = chosen[i, state]
         state = np.int64(came_from[i, state])
     return end
 
 
 @compiled
-def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, start, goal, points):
+def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, start, goal, points):
     """`_choose` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
 
     No longer the least, since of all paths into a state only the best so far is followed, with its own errors.
@@ -294,15 +302,14 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
             if path[s] == _FAR:
                 continue
             q = quantiser[s]
-            least_even, even, least_odd, odd = _best_symbols(abs(wanted[s]), worth[i], cost[c, q], shift, q)
+            least_even, even, least_odd, odd = _best_points(wanted[s], worth[i], cost[c, q], shift, q, c >= loud_class)
             for parity in range(2):
                 to = next_state[s, parity]
                 total = path[s] + (least_odd if parity else least_even)
                 if total < after[to]:
                     after[to] = total
                     came_from[i, to] = s
-                    point = odd if parity else even
-                    chosen[i, to] = -point if wanted[s] < 0 else point
+                    chosen[i, to] = odd if parity else even
         path[:] = after
         for k in range(at):
             for s in range(n_states):
@@ -321,7 +328,7 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
 
 
 @compiled
-def _sum_of(x, worth, coupling, cost, base, rows, next_state, quantiser, start, points):
+def _sum_of(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, start, points):
     """What `_choose_coupled` minimises, of points on the trellis."""
     run = coupling.shape[1]
     total = 0.0
@@ -337,5 +344,6 @@ def _sum_of(x, worth, coupling, cost, base, rows, next_state, quantiser, start, 
             q = quantiser[state]
             k = (abs(np.int64(points[i])) + q) >> 1
             total += cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
-            state = next_state[state, k & 1]
+            turned = q & np.int64(points[i] < 0) & np.int64(c >= loud_class)
+            state = next_state[state, (k ^ turned) & 1]
     return total

@@ -35,10 +35,10 @@ from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
 from paramcompress.feedback import Worth, quantize_in_metric
 from paramcompress.fit import Effort, ranks
-from paramcompress.fit.scales import DEAD_PEAK, Profile
+from paramcompress.fit.scales import DEAD_PEAK, Profile, has_zeros
 from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
-from paramcompress.trellis import TRELLISES, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, columns_per_chain
 
 SHRINKAGE = 0.15
 """In units of price / (worth * variance). Theory for high rates says 1 / (2 ln 2) = 0.72; less is better, since the
@@ -249,11 +249,12 @@ class MetricFit:
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
-        trellis = TRELLISES[self.effort.n_states_in_metric]
+        kind = WITH_ZERO if has_zeros(self.weight) else TRELLISES
+        trellis = kind[self.effort.n_states_in_metric]
         profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1
         scales = profile.scales(1.0, 1.0, by_class, by_class)
-        cost = prices.cost_table()
+        cost = prices.cost_table(has_zero=trellis.has_zero)
         symbols: Symbols | None = None
         nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
         for passes in () if nothing else (0, n_passes):
@@ -269,7 +270,7 @@ class MetricFit:
                 break
             if passes == 0 and by_class and symbols is not None:
                 scales = self._worthwhile_classes(symbols, profile)
-            cost = prices.cost_table(prices.histogram(points, scales, trellis))
+            cost = prices.cost_table(prices.histogram(points, scales, trellis), has_zero=trellis.has_zero)
         step = 1.0 if symbols is None else step * one.gain(points * step)
         transform = one.dictionary.transform
         return Factors(

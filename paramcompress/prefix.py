@@ -25,7 +25,6 @@ from paramcompress.tokens import (
     POINT_LIMIT,
     TOKENS,
     TOP_CLASS,
-    WALKS,
     classes_in,
     count_tokens,
     entropy_bits,
@@ -38,6 +37,7 @@ from paramcompress.tokens import (
     token_of,
     window,
 )
+from paramcompress.trellis import TRELLISES
 
 LONGEST = 9
 """Bits of the longest code."""
@@ -70,7 +70,8 @@ def cheap_lengths(
     """Code lengths for these points; NO_LENGTHS where they are few, or range coding would take far fewer bytes."""
     if points.size < LEAST_POINTS:
         return NO_LENGTHS
-    lengths: NDArray[np.uint8] = _cheap_lengths(points, base, rows, columns, WALKS[1], MOST_OVER, ENOUGH_POINTS)
+    walk = TRELLISES[1].walk
+    lengths: NDArray[np.uint8] = _cheap_lengths(points, base, rows, columns, walk, MOST_OVER, ENOUGH_POINTS)
     return lengths
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from paramcompress.entropy import COUNT, MOST_CLASS, Scales, distance_bits
 from paramcompress.jit import compiled
-from paramcompress.prior import PRIOR
-from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, WALKS, count_tokens, entropy_bits, token_of
+from paramcompress.prior import prior_of
+from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, count_tokens, entropy_bits, token_of
 from paramcompress.trellis import Trellis, columns_per_chain
 
 BIT_WEIGHT = 0.46
@@ -38,30 +38,30 @@ _LEARNING_CLASS = 3
 def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
     """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    walk = WALKS[trellis.n_states], columns_per_chain(points.shape[1])
+    walk = trellis.walk, columns_per_chain(points.shape[1])
     count_tokens(points, scales.base, scales.rows, scales.columns, *walk, counts)
     return counts
 
 
-def cost_table(counts: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+def cost_table(counts: NDArray[np.int32] | None = None, *, has_zero: bool = True) -> NDArray[np.float32]:
     """(N_CLASSES, 2, N_MAGNITUDES) bits of a magnitude, sign and mantissa included, after such a histogram.
 
-    The prior always counts along, so that no token costs infinitely much. Used by the quantiser alone: not part of
-    the format.
+    The prior, that of trellises with or without a zero in both quantisers, always counts along, so that no token costs
+    infinitely much. Used by the quantiser alone: not part of the format.
     """
     if counts is None:
-        return _prior_costs()
-    costs: NDArray[np.float32] = costs_after(counts, *magnitudes())
+        return _prior_costs(has_zero)
+    costs: NDArray[np.float32] = costs_after(counts, prior_of(has_zero), *magnitudes())
     return costs
 
 
 @cache
-def _prior_costs() -> NDArray[np.float32]:
-    return cost_table(np.zeros((N_CLASSES, 2, N_TOKENS), np.int32))
+def _prior_costs(has_zero: bool) -> NDArray[np.float32]:
+    return cost_table(np.zeros((N_CLASSES, 2, N_TOKENS), np.int32), has_zero=has_zero)
 
 
 @compiled
-def costs_after(counts, tokens, raw_bits):
+def costs_after(counts, prior, tokens, raw_bits):
     """`cost_table`; tokens and raw_bits from `magnitudes`."""
     costs = np.empty((N_CLASSES, 2, len(tokens)), np.float32)
     bits = np.empty(N_TOKENS, np.float32)
@@ -69,9 +69,9 @@ def costs_after(counts, tokens, raw_bits):
         for q in range(2):
             total = 0.0
             for t in range(N_TOKENS):
-                total += PRIOR[2 * c + q, t] / COUNT + counts[c, q, t]
+                total += prior[2 * c + q, t] / COUNT + counts[c, q, t]
             for t in range(N_TOKENS):
-                bits[t] = np.log2(total) - np.log2(PRIOR[2 * c + q, t] / COUNT + counts[c, q, t])
+                bits[t] = np.log2(total) - np.log2(prior[2 * c + q, t] / COUNT + counts[c, q, t])
             for k in range(len(tokens)):
                 costs[c, q, k] = bits[tokens[k]] + raw_bits[k]
     return costs

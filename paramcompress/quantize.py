@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.tokens import classes_in, scale_context, scale_contexts
-from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
 
 LANES = 8
 """Chains side by side. With fewer, the lanes left over work on numbers of others, and nobody looks at their outcome."""
@@ -87,13 +87,13 @@ def quantize(
     if trellis.n_states == 1:
         round_points(x, inverse, *sides, cost, np.float32(weight), chains, per_chain, points)
         return points
-    search = _SEARCHES[trellis.n_states]
+    search = _SEARCHES[trellis.n_states, trellis.has_zero]
     search(x.reshape(-1), inverse, n_rows, *sides, cost, np.float32(weight), chains, per_chain, points.reshape(-1))
     return points
 
 
 @compiled
-def _tables(base, rows, columns, cost, weight):
+def _tables(base, rows, columns, cost, weight, loud_class):
     """What the search looks up: prices, the width of a row of these, contexts, live rows, their classes, those of the
     columns.
 
@@ -106,7 +106,9 @@ def _tables(base, rows, columns, cost, weight):
     for c in range(n_classes):
         for q in range(2):
             for k in range(n_magnitudes + 2):
-                price[at + 1 + k] = cost[c, q, min(k, n_magnitudes - 1)] * weight
+                # in a loud context quantiser 1 has -1 in place of zero
+                magnitude = 1 if k == 0 and q == 1 and c >= loud_class else min(k, n_magnitudes - 1)
+                price[at + 1 + k] = cost[c, q, magnitude] * weight
             at += width
     live = np.flatnonzero(rows != DEAD)
     context = scale_contexts(base, rows, columns).astype(np.uintp)
@@ -167,14 +169,16 @@ def _low(size, q):
 
 @compiled
 def _look_up(
-    x, inverse, n_rows, price, width, context, rows, row_class, column_class,
-    lanes, n_lanes, column, row, first, n, numbers, costs,
+    x, inverse, n_rows, price, width, loud_class, context, rows, row_class, column_class,
+    lanes, n_lanes, column, row, first, n, numbers, louds, costs,
 ):  # fmt: skip
-    """Numbers of n steps and the prices around each; returns the column and the row after them."""
+    """Numbers of n steps, whether their contexts are loud, and the prices around each; returns the column and the row
+    after them."""
     one = np.uintp(1)
     two = np.uintp(2)
     stride = np.uintp(n_lanes)
     most = np.int32(width - 3)
+    loud_from = np.uintp(2 * width * loud_class)
     start = column, row
     for lane in range(n_lanes):
         e = np.uintp(lane)
@@ -187,6 +191,7 @@ def _look_up(
             if j == _FILLER:
                 for _ in range(n_run):  # every choice for a zero costs nothing, so that the best path stays the best
                     numbers[out] = 0
+                    louds[out] = 0
                     costs[np.uintp(1 * _ROW) + e] = 0
                     costs[np.uintp(2 * _ROW) + e] = -4
                     costs[np.uintp(4 * _ROW) + e] = 0
@@ -203,6 +208,7 @@ def _look_up(
                     shift = np.int64(entry & np.uintp(31))
                     size = abs(number)
                     numbers[out] = number
+                    louds[out] = np.uint8(at >= loud_from)
                     if shift == 0:
                         k = at + np.uintp(min(_low(size, np.int32(0)), most))
                         costs[e] = price[k]
@@ -229,27 +235,30 @@ def _look_up(
 
 
 @compiled
-def _weigh(numbers, first, n, costs, choice):
+def _weigh(numbers, louds, first, n, costs, choice):
     """Cost of the best symbol of each subset and, as bit q of choice, whether in quantiser q that is the one below.
 
     Of the two subsets of a quantiser one has `_low`, the other its neighbours on both sides. None beyond is better.
     """
     for e in range(np.uintp(n)):
-        size = abs(numbers[np.uintp(first) + e])
+        number = numbers[np.uintp(first) + e]
+        loud = np.int32(louds[np.uintp(first) + e])
+        size = abs(number)
         whole = np.int32(size)
         bits = np.uint8(0)
         for q in range(2):
             low = _low(size, np.int32(q))
             to_low = size - np.float32(whole) + np.float32(np.int32(whole - 2 * low + q))
             to_above = to_low - np.float32(2)
-            to_below = to_low + np.float32(2 - q if low <= 1 else 2)
-            to_low -= np.float32(q if low == 0 else 0)
+            zero = np.int32(q & ~loud)  # what its neighbours are nearer to it than elsewhere
+            to_below = to_low + np.float32(np.int32(2 - zero) if low <= 1 else np.int32(2))
+            to_low -= np.float32(zero if low == 0 else np.int32(0))
             at_below = to_below * to_below + costs[np.uintp(3 * q * _ROW) + e]
             at_low = to_low * to_low + costs[np.uintp((3 * q + 1) * _ROW) + e]
             at_above = to_above * to_above + costs[np.uintp((3 * q + 2) * _ROW) + e]
             down = (at_below < at_above) & (low > 0)
             beside = at_below if down else at_above
-            odd = (low & 1) != 0
+            odd = ((low ^ np.int32(np.int32(number < 0) & q & loud)) & 1) != 0
             costs[np.uintp(_BEST + 2 * q * _ROW) + e] = beside if odd else at_low
             costs[np.uintp(_BEST + (2 * q + 1) * _ROW) + e] = at_low if odd else beside
             bits |= np.uint8(down) << np.uint8(q)
@@ -336,7 +345,7 @@ def _trace(path, n_states, came_from, n_steps, n_lanes, choice):
 
 @compiled
 def _settle(
-    numbers, choice, quantisers, partners, n_rows, rows, lanes, n_lanes, column, row, first, n, settled, points
+    numbers, louds, choice, quantisers, partners, n_rows, rows, lanes, n_lanes, column, row, first, n, settled, points
 ):
     """Points of n steps; returns the column and the row after them.
 
@@ -345,6 +354,7 @@ def _settle(
     one = np.uint32(1)
     for e in range(np.uintp(n * n_lanes)):
         number = numbers[np.uintp(first * n_lanes) + e]
+        loud = np.int32(louds[np.uintp(first * n_lanes) + e])
         size = abs(number)
         chosen = np.uint32(choice[np.uintp(first * n_lanes) + e])
         state = chosen >> np.uint32(3)
@@ -352,8 +362,8 @@ def _settle(
         odd = np.int32((partners >> state ^ chosen >> np.uint32(2)) & one)
         low = _low(size, q)
         beside = np.int32(low + 1 - 2 * np.int32(chosen >> np.uint32(q) & one))
-        k = low if (low & 1) == odd else beside
-        point = np.int32(2 * k - (q if k > 0 else np.int32(0)))
+        k = low if ((low ^ np.int32(np.int32(number < 0) & q & loud)) & 1) == odd else beside
+        point = np.int32(2 * k - (q if np.int32(k > 0) | loud else np.int32(0)))
         settled[e] = np.int32(-point) if number < 0 else point
     start = column, row
     for lane in range(n_lanes):
@@ -377,7 +387,7 @@ def _settle(
 
 def _search_for(trellis: Trellis) -> Callable[..., Any]:
     """The search through one trellis. Encloses integers only, because by these numba's cache tells closures apart."""
-    n_states = trellis.n_states
+    n_states, loud_class = trellis.n_states, trellis.loud_class
     partner = [int(trellis.next_state[s, 0]) & 1 for s in range(n_states)]
     quantisers = sum(int(trellis.quantiser[s]) << s for s in range(n_states))
     partners = sum(partner[s] << s for s in range(n_states))
@@ -390,11 +400,14 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
     def search(
         x, inverse, n_rows, base, row_classes, column_classes, cost, weight, chains, per_chain, points
     ):  # fmt: skip
-        price, width, context, rows, row_class, column_class = _tables(base, row_classes, column_classes, cost, weight)
+        price, width, context, rows, row_class, column_class = _tables(
+            base, row_classes, column_classes, cost, weight, loud_class
+        )
         most_lanes, n_columns = min(len(chains), LANES), min(per_chain, len(column_class))
         most_steps = n_columns * len(rows) + 1
         lanes = np.empty((n_columns + 1) * most_lanes, np.int64)  # column numbers
         numbers = np.empty(most_steps * most_lanes, np.float32)
+        louds = np.empty(most_steps * most_lanes, np.uint8)
         choice = np.empty(most_steps * most_lanes, np.uint8)
         came_from = np.empty(most_steps * LANES, np.uint32)
         costs = np.zeros(10 * _ROW, np.float32)  # zeros, because lanes left over begin with what lies there
@@ -420,10 +433,10 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
             for first in range(0, n_steps, per_block):
                 n = min(per_block, n_steps - first)
                 column, row = _look_up(
-                    x, inverse, n_rows, price, width, context, rows, row_class, column_class,
-                    lanes, n_lanes, column, row, first, n, numbers, costs,
+                    x, inverse, n_rows, price, width, loud_class, context, rows, row_class, column_class,
+                    lanes, n_lanes, column, row, first, n, numbers, louds, costs,
                 )  # fmt: skip
-                _weigh(numbers, first * n_lanes, n * n_lanes, costs, choice)
+                _weigh(numbers, louds, first * n_lanes, n * n_lanes, costs, choice)
                 for lane in range(LANES):
                     least = path[lane]
                     for s in range(n_states):
@@ -434,11 +447,16 @@ def _search_for(trellis: Trellis) -> Callable[..., Any]:
             for first in range(0, n_steps, per_block):
                 n = min(per_block, n_steps - first)
                 column, row = _settle(
-                    numbers, choice, np.uint32(quantisers), np.uint32(partners), n_rows, rows,
+                    numbers, louds, choice, np.uint32(quantisers), np.uint32(partners), n_rows, rows,
                     lanes, n_lanes, column, row, first, n, settled, points,
                 )  # fmt: skip
 
     return search
 
 
-_SEARCHES = {n_states: _search_for(trellis) for n_states, trellis in TRELLISES.items() if n_states > 1}
+_SEARCHES = {
+    (n_states, trellis.has_zero): _search_for(trellis)
+    for kind in (TRELLISES, WITH_ZERO)
+    for n_states, trellis in kind.items()
+    if n_states > 1
+}

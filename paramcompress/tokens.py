@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from paramcompress.jit import compiled
-from paramcompress.trellis import TRELLISES
+from paramcompress.trellis import LOUD_CLASS
 
 N_TOKENS = 16
 ESCAPE = N_TOKENS - 1
@@ -29,10 +29,6 @@ UNIT_CLASS = 5
 MOST_SHIFT = 24
 POINT_LIMIT = 1 << 30
 
-WALKS = {
-    n: (2 * one.next_state + one.quantiser[one.next_state]).astype(np.uint8).reshape(-1) for n, one in TRELLISES.items()
-}
-"""By number of states: where parity p leads from state s, at 2 s + p: twice the next state plus the quantiser there."""
 OPEN_BITS = np.array([0] * 8 + [(token - 2) // 2 - 1 for token in range(8, ESCAPE)] + [0], np.uint8)
 """Mantissa bits that follow a token; the escape, which says itself how many, counts as none."""
 LEAST = np.array([*range(8), *((2 + (token & 1)) << (token - 2) // 2 - 1 for token in range(8, ESCAPE)), 0], np.uint8)
@@ -61,6 +57,14 @@ def scale_context(scale_class: int) -> tuple[int, int]:
         return max(scale_class, 0), 0
     shift = min((scale_class - TOP_CLASS + 1) >> 1, MOST_SHIFT)
     return min(scale_class - 2 * shift, TOP_CLASS), shift
+
+
+@compiled
+def lead_on(walk, at, k, negative, context_class):
+    """Where a symbol of magnitude k leads from `at`, in `Trellis.walk`, whose format this is: twice a state plus its
+    quantiser."""
+    turned = np.int64(negative) & np.int64(context_class >= LOUD_CLASS)
+    return np.int64(walk[np.uintp((at & ~1) | (k & 1) | turned * (len(walk) >> 1))])
 
 
 @compiled
@@ -100,14 +104,14 @@ def classes_in(classes):
 
 @compiled
 def count_tokens(points, base, rows, columns, walk, per_chain, counts):
-    """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk from WALKS."""
+    """Add to counts (N_CLASSES, 2, N_TOKENS) the tokens of points; walk that of the trellis."""
     if points.size == 0:
         return
     contexts = scale_contexts(base, rows, columns)
     n_kinds = counts.size
     # two of each, in turns: to add one where one was just added takes several cycles
     both = np.zeros(2 * n_kinds, np.int32)
-    has_states = len(walk) > 2
+    has_states = len(walk) > 4
     at = np.int64(0)
     for j in range(points.shape[0]):
         if j % per_chain == 0:
@@ -119,13 +123,14 @@ def count_tokens(points, base, rows, columns, walk, per_chain, counts):
             row = rows[i]
             if row >= 0:
                 context = np.int64(contexts[np.uintp(row + column)])
-                k = (abs(np.int64(points[j, i])) + (at & 1)) >> 1
+                point = np.int64(points[j, i])
+                k = (abs(point) + (at & 1)) >> 1
                 head = k >> (context & 31)
                 token = np.int64(TOKENS[np.uintp(head)]) if head < ESCAPE_FROM else ESCAPE
                 kind = (2 * (context >> 5) + (at & 1)) * N_TOKENS + token
                 both[np.uintp(kind) + (i & np.uintp(1)) * np.uintp(n_kinds)] += 1
                 if has_states:
-                    at = np.int64(walk[np.uintp((at & ~1) | (k & 1))])
+                    at = lead_on(walk, at, k, point < 0, context >> 5)
     flat = counts.reshape(-1)
     for kind in range(n_kinds):
         flat[kind] += both[kind] + both[n_kinds + kind]

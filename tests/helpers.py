@@ -15,7 +15,7 @@ from torch import Tensor
 import paramcompress
 from paramcompress.entropy import DEAD, Scales, unpack
 from paramcompress.tokens import POINT_LIMIT
-from paramcompress.trellis import Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
 
 
 def raw(tensor: Tensor) -> bytes:
@@ -63,6 +63,10 @@ def mixed_scales(rng: np.random.Generator, n_out: int, n_in: int) -> Tensor:
 # ------------------------------------------------------------------------------------------- points
 
 
+EVERY_TRELLIS = {**TRELLISES, **{-n: one for n, one in WITH_ZERO.items() if n > 1}}
+"""By number of states; less than 0 where both quantisers have a zero everywhere."""
+
+
 def uniform_scales(n_columns: int, n_rows: int, base: int = 5) -> Scales:
     """All rows and columns live and of class 0."""
     return Scales(base, np.zeros(n_rows, np.int16), np.zeros(n_columns, np.int16))
@@ -80,10 +84,17 @@ def legal_points(
             state = 0
         for i in range(points.shape[1]):
             if scales.columns[j] >= 0 and scales.rows[i] >= 0:
-                k = symbol()
-                points[j, i] = 2 * k - int(np.sign(k)) * int(trellis.quantiser[state])
-                state = int(trellis.next_state[state, k & 1])
+                q = int(trellis.quantiser[state])
+                loud = scales.base + int(scales.rows[i]) + int(scales.columns[j]) >= trellis.loud_class
+                k = symbol() or q * loud  # quantiser 1 has no zero there
+                points[j, i] = 2 * k - int(np.sign(k)) * q
+                state = int(trellis.next_state[state, parity_of(int(points[j, i]), q, loud)])
     return points
+
+
+def parity_of(point: int, q: int, loud: bool) -> int:
+    """What leads on through the trellis from quantiser q, as docs/format.md says."""
+    return ((point if loud else abs(point)) + q) // 2 % 2
 
 
 # ------------------------------------------------------------------------------------------- damage

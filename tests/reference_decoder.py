@@ -379,11 +379,11 @@ class Bits:
 class Tokens:
     """The range coder and its model."""
 
-    def __init__(self, words: list[int]) -> None:
+    def __init__(self, words: list[int], *, turns: bool) -> None:
         numbers = re.findall(r"^ *\[([\d, ]+)\],", PRIOR_SOURCE.read_text(), re.MULTILINE)
         prior = [[int(n) for n in row.split(",")] for row in numbers]
-        assert len(prior) == 30
-        self.counts = prior + [list(row) for row in prior[28:]]
+        assert len(prior) == 58
+        self.counts = (prior[28:] if turns else prior[:28] + prior[56:]) + [list(row) for row in prior[56:]]
         self.words, self.at, self.state = words, 0, 1
         self.frequencies: list[list[int]] = [[]] * 32
         self.touched = set(range(32))
@@ -471,11 +471,12 @@ def classes(
 
 def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
     """Points (n_columns, n_rows) of a symbol stream."""
-    by_prefix, flags = stream[0] & 7 == 7, stream[0] >> 3
-    n_states = 1 if by_prefix else 1 << (stream[0] & 7)
+    trellis, flags = stream[0] & 7, stream[0] >> 3
+    by_prefix, turns = trellis == 7, trellis in (2, 3, 5)
+    n_states = {0: 1, 7: 1, 1: 4, 2: 4, 3: 8, 4: 8, 5: 32, 6: 32}[trellis]
     base = int.from_bytes(stream[1:2], "little", signed=True)
     n_words, at = varint(stream, 2)
-    tokens = Tokens(np.frombuffer(stream, "<u2", n_words, at).tolist())
+    tokens = Tokens(np.frombuffer(stream, "<u2", n_words, at).tolist(), turns=turns)
     bits = Bits(stream[at + 2 * n_words :])
     rows_of = classes(n_rows, flags & 1, flags >> 2 & 1, 0, 1, 28, tokens, bits)
     columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, flags >> 4, period, 30, tokens, bits)
@@ -498,9 +499,10 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
             token = prefix_token(codes[max(c, 0)], bits) if by_prefix else tokens.read(2 * max(c, 0) + q)
             k = magnitude(token, bits) << h
             k |= bits.read(h)
-            if k:
-                points[j, i] = -(2 * k - q) if bits.read(1) else 2 * k - q
-            state = (2 * state + ((k & 1) ^ parity(state & g1))) % n_states
+            negative = bits.read(1) if k else 0
+            points[j, i] = (-1 if negative else 1) * (2 * k - q) if k else 0
+            leads_on = k + 1 if turns and negative and q and c >= 3 else k
+            state = (2 * state + ((leads_on & 1) ^ parity(state & g1))) % n_states
     assert (tokens.state, tokens.at) == (1, n_words), "words left over"
     assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
     return points

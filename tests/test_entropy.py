@@ -8,7 +8,16 @@ import math
 import numpy as np
 import pytest
 import reference_decoder
-from helpers import bit_flips, is_refused, legal_points, mutations, small_message, uniform_scales
+from helpers import (
+    EVERY_TRELLIS,
+    bit_flips,
+    is_refused,
+    legal_points,
+    mutations,
+    parity_of,
+    small_message,
+    uniform_scales,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,8 +38,8 @@ from paramcompress.entropy import (
     varint,
 )
 from paramcompress.prices import N_MAGNITUDES, cost_table, histogram, raw_bits_of
-from paramcompress.prior import PRIOR
-from paramcompress.trellis import TRELLISES, columns_per_chain
+from paramcompress.prior import prior_of
+from paramcompress.trellis import columns_per_chain
 
 TINY = bytes.fromhex("00 05 02 03 00 10 dd 02")
 """Points (2, 0), (-4, 6), worked out by hand in docs/format.md, section 10."""
@@ -38,13 +47,13 @@ TINY = bytes.fromhex("00 05 02 03 00 10 dd 02")
 
 def test_bytes_of_a_tiny_message() -> None:
     points = np.array([[2, 0], [-4, 6]], np.int32)
-    assert pack(points, uniform_scales(2, 2), TRELLISES[1]) == TINY
+    assert pack(points, uniform_scales(2, 2), EVERY_TRELLIS[1]) == TINY
     np.testing.assert_array_equal(unpack(TINY, 2, 2), points)
 
 
 def test_the_tiny_message_by_hand() -> None:
     """The arithmetic of docs/format.md, section 10, once more."""
-    counts = PRIOR[10].tolist()
+    counts = prior_of(has_zero=True)[10].tolist()
     f = [1 + count * 4080 // sum(counts) for count in counts]
     f[1] += 4096 - sum(f)
     state = 1
@@ -70,20 +79,20 @@ def messages(draw: st.DrawFn) -> tuple[np.ndarray, Scales, int, int]:
             for n in (n_rows, n_columns)
         ),
     )
-    n_states = draw(st.sampled_from(list(TRELLISES)))
+    n_states = draw(st.sampled_from(list(EVERY_TRELLIS)))
     octaves = draw(st.sampled_from([1, 8, 28]))
 
     def symbol() -> int:
         return int(rng.choice([-1, 1]) * (2 ** (octaves * rng.random()) - 1))
 
-    return legal_points(rng, scales, TRELLISES[n_states], symbol), scales, n_states, draw(st.integers(1, 25))
+    return legal_points(rng, scales, EVERY_TRELLIS[n_states], symbol), scales, n_states, draw(st.integers(1, 25))
 
 
 @settings(max_examples=300, deadline=None)
 @given(messages())
 def test_round_trip(message: tuple[np.ndarray, Scales, int, int]) -> None:
     points, scales, n_states, period = message
-    stream = pack(points, scales, TRELLISES[n_states], period=period)
+    stream = pack(points, scales, EVERY_TRELLIS[n_states], period=period)
     np.testing.assert_array_equal(unpack(stream, points.shape[1], points.shape[0], period=period), points)
 
 
@@ -92,19 +101,19 @@ def test_round_trip(message: tuple[np.ndarray, Scales, int, int]) -> None:
 def test_the_slow_decoder_agrees(message: tuple[np.ndarray, Scales, int, int]) -> None:
     points, scales, n_states, period = message
     if points.shape[1]:
-        stream = pack(points, scales, TRELLISES[n_states], period=period)
+        stream = pack(points, scales, EVERY_TRELLIS[n_states], period=period)
         np.testing.assert_array_equal(
             reference_decoder.symbols(stream, points.shape[1], points.shape[0], period), points
         )
 
 
-@pytest.mark.parametrize("n_states", TRELLISES)
+@pytest.mark.parametrize("n_states", EVERY_TRELLIS)
 def test_round_trip_over_blocks_halvings_and_chains(n_states: int, rng: np.random.Generator) -> None:
     """140,000 tokens: three blocks of the range coder, many chains, counts halved several times."""
     scales = uniform_scales(350, 400)
     draws = iter(rng.standard_normal(140_000).round().astype(int).tolist())
-    points = legal_points(rng, scales, TRELLISES[n_states], functools.partial(next, draws))
-    stream = pack(points, scales, TRELLISES[n_states])
+    points = legal_points(rng, scales, EVERY_TRELLIS[n_states], functools.partial(next, draws))
+    stream = pack(points, scales, EVERY_TRELLIS[n_states])
     np.testing.assert_array_equal(unpack(stream, 400, 350), points)
 
 
@@ -112,7 +121,7 @@ def test_round_trip_over_blocks_halvings_and_chains(n_states: int, rng: np.rando
 @pytest.mark.parametrize("base", [-128, 13, 14, 61, 62, 127])
 def test_largest_points(point: int, base: int) -> None:
     points = np.array([[point, 0, point]], np.int32)
-    stream = pack(points, uniform_scales(1, 3, base), TRELLISES[1])
+    stream = pack(points, uniform_scales(1, 3, base), EVERY_TRELLIS[1])
     np.testing.assert_array_equal(unpack(stream, 3, 1), points)
 
 
@@ -124,7 +133,7 @@ def test_streams_that_end_where_a_block_does(beyond: int, rng: np.random.Generat
         run = min(run + run // 4, 16384) if run else 8
         n += run
     points = 2 * rng.integers(-2, 3, (1, n + beyond)).astype(np.int32)
-    stream = pack(points, uniform_scales(1, n + beyond), TRELLISES[1])
+    stream = pack(points, uniform_scales(1, n + beyond), EVERY_TRELLIS[1])
     np.testing.assert_array_equal(unpack(stream, n + beyond, 1), points)
     np.testing.assert_array_equal(reference_decoder.symbols(stream, n + beyond, 1, 1), points)
 
@@ -139,9 +148,9 @@ def test_points_that_do_not_fit_are_refused() -> None:
     off = np.array([[1, 0], [0, 0]], np.int32)
     for points, scales in ((off, live), (2 * off, dead_row)):
         with pytest.raises(ValueError, match="off the trellis"):
-            pack(points, scales, TRELLISES[1])
+            pack(points, scales, EVERY_TRELLIS[1])
     with pytest.raises(ValueError, match="classes for points"):
-        pack(off, uniform_scales(2, 3), TRELLISES[1])
+        pack(off, uniform_scales(2, 3), EVERY_TRELLIS[1])
 
 
 # ------------------------------------------------------------------------------------------- size
@@ -157,7 +166,7 @@ def test_near_the_entropy_of_a_long_source(deviation: float, rng: np.random.Gene
     n = 1 << 18
     k = (deviation * rng.standard_normal(n)).round().astype(np.int32)
     scale_class = 5 + round(2 * math.log2(deviation))
-    stream = pack(2 * k.reshape(512, -1), uniform_scales(512, n // 512, scale_class), TRELLISES[1])
+    stream = pack(2 * k.reshape(512, -1), uniform_scales(512, n // 512, scale_class), EVERY_TRELLIS[1])
     tokens = np.array([token_of(size) for size in range(N_MAGNITUDES)])[abs(k)]
     shares = np.bincount(tokens) / n
     shares = shares[shares > 0]
@@ -170,14 +179,14 @@ def test_near_the_entropy_of_a_long_source(deviation: float, rng: np.random.Gene
 def test_classes_pay_on_rows_of_different_scale(rng: np.random.Generator) -> None:
     classes = np.repeat(np.arange(0, 16), 16).astype(np.int16)
     points = 2 * (2.0 ** ((classes - 5) / 2) * rng.standard_normal((200, 256))).round().astype(np.int32)
-    with_classes = pack(points, Scales(0, classes, np.zeros(200, np.int16)), TRELLISES[1])
-    assert len(with_classes) < 0.9 * len(pack(points, uniform_scales(200, 256), TRELLISES[1]))
+    with_classes = pack(points, Scales(0, classes, np.zeros(200, np.int16)), EVERY_TRELLIS[1])
+    assert len(with_classes) < 0.9 * len(pack(points, uniform_scales(200, 256), EVERY_TRELLIS[1]))
 
 
 def test_the_control_a_wrong_class_costs_bits(rng: np.random.Generator) -> None:
     """Negative control: short messages lean on the prior, so its class has to matter."""
     points = 2 * rng.standard_normal((4, 30)).round().astype(np.int32)
-    n_bytes = [len(pack(points, uniform_scales(4, 30, base), TRELLISES[1])) for base in (0, 5, 12)]
+    n_bytes = [len(pack(points, uniform_scales(4, 30, base), EVERY_TRELLIS[1])) for base in (0, 5, 12)]
     assert n_bytes[1] < min(n_bytes[0], n_bytes[2])
 
 
@@ -185,7 +194,7 @@ def test_period_pays_where_classes_repeat(rng: np.random.Generator) -> None:
     columns = np.tile([0, 20, 3, 14, 8], 60).astype(np.int16)
     scales = Scales(-128, np.zeros(1, np.int16), columns)
     points = np.zeros((300, 1), np.int32)
-    n_bytes = {period: len(pack(points, scales, TRELLISES[1], period=period)) for period in (1, 5)}
+    n_bytes = {period: len(pack(points, scales, EVERY_TRELLIS[1], period=period)) for period in (1, 5)}
     assert n_bytes[5] < n_bytes[1] / 3
 
 
@@ -194,7 +203,7 @@ def test_dead_rows_cost_a_flag_and_no_more() -> None:
     dead[::512] = 0
     points = np.zeros((8, 4096), np.int32)
     points[:, ::512] = 2
-    stream = pack(points, Scales(5, dead, np.zeros(8, np.int16)), TRELLISES[1])
+    stream = pack(points, Scales(5, dead, np.zeros(8, np.int16)), EVERY_TRELLIS[1])
     np.testing.assert_array_equal(unpack(stream, 4096, 8), points)
     p = 8 / 4096
     flag_bits = -4096 * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
@@ -209,8 +218,8 @@ def test_dead_rows_cost_a_flag_and_no_more() -> None:
 
 def small_stream(rng: np.random.Generator) -> tuple[bytes, int, int, int]:
     """With eight states; and its shape."""
-    points, scales, period = small_message(rng, TRELLISES[8])
-    return pack(points, scales, TRELLISES[8], period=period), *points.shape[::-1], period
+    points, scales, period = small_message(rng, EVERY_TRELLIS[8])
+    return pack(points, scales, EVERY_TRELLIS[8], period=period), *points.shape[::-1], period
 
 
 def test_every_prefix_is_refused(rng: np.random.Generator) -> None:
@@ -281,7 +290,7 @@ def test_histogram_counts_what_is_packed(rng: np.random.Generator) -> None:
     scales = Scales(
         2, np.where(rng.random(40) < 0.2, DEAD, classes).astype(np.int16), rng.integers(0, 9, 30).astype(np.int16)
     )
-    points = legal_points(rng, scales, TRELLISES[8], lambda: int(rng.standard_normal() * 9))
+    points = legal_points(rng, scales, EVERY_TRELLIS[8], lambda: int(rng.standard_normal() * 9))
     expected = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
     state = 0
     for j in range(30):
@@ -290,11 +299,10 @@ def test_histogram_counts_what_is_packed(rng: np.random.Generator) -> None:
         for i in range(40):
             if scales.rows[i] >= 0:
                 c, shift = entropy.scale_context(int(2 + scales.rows[i] + scales.columns[j]))
-                q = int(TRELLISES[8].quantiser[state])
-                k = (abs(int(points[j, i])) + q) // 2
-                expected[c, q, token_of(k >> shift)] += 1
-                state = int(TRELLISES[8].next_state[state, k & 1])
-    np.testing.assert_array_equal(histogram(points, scales, TRELLISES[8]), expected)
+                q, point = int(EVERY_TRELLIS[8].quantiser[state]), int(points[j, i])
+                expected[c, q, token_of((abs(point) + q) // 2 >> shift)] += 1
+                state = int(EVERY_TRELLIS[8].next_state[state, parity_of(point, q, c >= EVERY_TRELLIS[8].loud_class)])
+    np.testing.assert_array_equal(histogram(points, scales, EVERY_TRELLIS[8]), expected)
 
 
 def test_costs_are_the_entropy_of_the_histogram() -> None:
@@ -308,5 +316,7 @@ def test_costs_are_the_entropy_of_the_histogram() -> None:
 
 
 def test_the_prior_is_of_the_shape_the_coder_needs() -> None:
-    assert PRIOR.shape == (2 * N_CLASSES, N_TOKENS)
-    assert PRIOR.min() >= 1
+    for has_zero in (True, False):
+        prior = prior_of(has_zero)
+        assert prior.shape == (2 * N_CLASSES, N_TOKENS)
+        assert prior.min() >= 1

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import uniform_scales
+from helpers import EVERY_TRELLIS, parity_of, uniform_scales
 
 from paramcompress import entropy, prices
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.feedback import Worth, quantize_in_metric
 from paramcompress.quantize import quantize
-from paramcompress.trellis import TRELLISES, Trellis, columns_per_chain
+from paramcompress.trellis import Trellis, columns_per_chain
 
-ALL = pytest.mark.parametrize("n_states", TRELLISES)
+ALL = pytest.mark.parametrize("n_states", EVERY_TRELLIS)
 COUPLED = pytest.mark.parametrize("coupled", [False, True])
 
 
@@ -37,12 +37,12 @@ def bits_of(points: np.ndarray, scales: Scales, trellis: Trellis, cost: np.ndarr
             assert points[j, i] == 0
             continue
         q = int(trellis.quantiser[state])
-        size = abs(int(points[j, i]))
-        assert size == 0 or size % 2 == q
-        k = (size + q) // 2
+        point = int(points[j, i])
         c, shift = entropy.scale_context(scales.base + int(scales.rows[i]) + int(scales.columns[j]))
+        assert (point == 0 and c < trellis.loud_class) or point % 2 == q
+        k = (abs(point) + q) // 2
         total += cost[c, q, min(k >> shift, cost.shape[2] - 1)]
-        state = int(trellis.next_state[state, k & 1])
+        state = int(trellis.next_state[state, parity_of(point, q, c >= trellis.loud_class)])
     return total
 
 
@@ -69,7 +69,7 @@ def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.G
     """Without correlations and with one column there is nothing to make good: both searches find the one optimum; but
     that the plain grid takes the costs of large magnitudes to lie on a line."""
     x = rng.standard_normal((1, 300)) * 3
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(1, 300), prices.cost_table()
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(1, 300), prices.cost_table()
     weight = 0.46
     plain = quantize(x.astype(np.float32), scales, trellis, cost, weight)
     worth = Worth(np.full(300, 1 / weight), np.eye(1)[None])
@@ -90,7 +90,7 @@ def test_points_are_on_the_trellis_and_pack(n_states: int, coupled: bool, rng: n
     scales.columns[[0, 1, 70, 149]] = DEAD
     coupling = a_coupling(rng, 6, 4) if coupled else None
     worth = Worth(rng.random(n_rows) + 0.5, a_metric(rng, n_columns, n_groups=3), coupling)
-    trellis, cost = TRELLISES[n_states], prices.cost_table()
+    trellis, cost = EVERY_TRELLIS[n_states], prices.cost_table()
     points = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     bits_of(points, scales, trellis, cost)  # asserts
     assert points.any()
@@ -102,7 +102,7 @@ def test_points_are_on_the_trellis_and_pack(n_states: int, coupled: bool, rng: n
 @ALL
 def test_every_pass_lowers_the_sum(n_states: int, coupled: bool, rng: np.random.Generator) -> None:
     x = rng.standard_normal((90, 40)) * 1.5
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(90, 40), prices.cost_table()
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(90, 40), prices.cost_table()
     coupling = a_coupling(rng, 4, 10) if coupled else None
     worth = Worth(rng.random(40) + 0.5, a_metric(rng, 90, n_groups=2), coupling)
     sums = [
@@ -115,7 +115,7 @@ def test_every_pass_lowers_the_sum(n_states: int, coupled: bool, rng: np.random.
 
 def test_no_column_can_be_chosen_better(rng: np.random.Generator) -> None:
     """After many passes, on a tiny matrix: all points of each column are tried, the others held."""
-    n_columns, n_rows, trellis = 4, 2, TRELLISES[1]
+    n_columns, n_rows, trellis = 4, 2, EVERY_TRELLIS[1]
     x = rng.standard_normal((n_columns, n_rows)) * 2
     scales, cost = uniform_scales(n_columns, n_rows), prices.cost_table()
     worth = Worth(np.array([2.0, 0.7]), a_metric(rng, n_columns))
@@ -131,7 +131,7 @@ def test_no_column_can_be_chosen_better(rng: np.random.Generator) -> None:
 def test_feeding_errors_forward_pays(n_states: int, rng: np.random.Generator) -> None:
     """The control: quantised as if the metric were its diagonal, the same numbers cost more."""
     x = rng.standard_normal((64, 48)) * 2
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(64, 48), prices.cost_table()
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(64, 48), prices.cost_table()
     metric = a_metric(rng, 64, correlation=0.9)
     worth = Worth(np.ones(48), metric)
     alone = quantize_in_metric(x, scales, trellis, cost, Worth(np.ones(48), np.diag(np.diag(metric[0]))[None]), 2)
@@ -144,7 +144,7 @@ def test_feeding_errors_forward_pays(n_states: int, rng: np.random.Generator) ->
 def test_rows_that_are_heeded_together_make_good_for_one_another(n_states: int, rng: np.random.Generator) -> None:
     """The control: each row quantised for itself, at what an error costs that no other row makes good."""
     x = rng.standard_normal((64, 48)) * 2
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(64, 48), prices.cost_table()
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(64, 48), prices.cost_table()
     worth = Worth(np.ones(48), a_metric(rng, 64), a_coupling(rng, 2, 24, correlation=1.5))
     together = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     alone = quantize_in_metric(x, scales, trellis, cost, replace(worth, coupling=None), 2)
@@ -155,7 +155,7 @@ def test_rows_that_are_heeded_together_make_good_for_one_another(n_states: int, 
 @ALL
 def test_runs_that_are_not_coupled_are_rows_alone(n_states: int, rng: np.random.Generator) -> None:
     x = rng.standard_normal((40, 24)) * 2
-    trellis, scales, cost = TRELLISES[n_states], uniform_scales(40, 24), prices.cost_table()
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(40, 24), prices.cost_table()
     worth = Worth(rng.random(24) + 0.5, a_metric(rng, 40))
     plain = quantize_in_metric(x, scales, trellis, cost, worth, 1)
     unity = np.stack([np.eye(8)] * 3)
@@ -166,7 +166,7 @@ def test_runs_that_are_not_coupled_are_rows_alone(n_states: int, rng: np.random.
 def test_rows_of_no_worth_are_left_at_zero(rng: np.random.Generator) -> None:
     x = rng.standard_normal((20, 30)) * 3
     worth = Worth(np.where(np.arange(30) < 15, 5.0, 1e-9), np.eye(20)[None])
-    points = quantize_in_metric(x, uniform_scales(20, 30), TRELLISES[8], prices.cost_table(), worth, 1)
+    points = quantize_in_metric(x, uniform_scales(20, 30), EVERY_TRELLIS[8], prices.cost_table(), worth, 1)
     assert np.count_nonzero(points[:, 15:]) < 0.2 * np.count_nonzero(points[:, :15])
 
 
@@ -175,7 +175,7 @@ def test_a_metric_that_is_none_is_refused() -> None:
         quantize_in_metric(
             np.ones((2, 2)),
             uniform_scales(2, 2),
-            TRELLISES[8],
+            EVERY_TRELLIS[8],
             prices.cost_table(),
             Worth(np.ones(2), -np.eye(2)[None]),
             0,

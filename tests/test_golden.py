@@ -27,7 +27,6 @@ from paramcompress.codec import EXACT, FACTORED, TRANSFORMS
 from paramcompress.container import Reader
 from paramcompress.dictionaries.recipe import REGENERATED
 from paramcompress.predicted import PREDICTED
-from paramcompress.trellis import TRELLISES
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = GOLDEN / "expected.json"
@@ -118,6 +117,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "none-default": lambda rng: one(gaussian(rng, 20, 16), "none"),
     "none-max": lambda rng: one(gaussian(rng, 20, 16), "none", "max"),
     "classes": lambda rng: one(mixed_scales(rng, 20, 16), "none", max_rel_error=1e-6),
+    "pruned-max": lambda rng: one(gaussian(rng, 20, 16).clamp(min=0), "none", "max"),
     "vector": lambda rng: one(gaussian(rng, 200), "none"),
     "bfloat16": lambda rng: one(gaussian(rng, 20, 16, dtype="bfloat16"), "none"),
     "float8": lambda rng: one(gaussian(rng, 20, 16, dtype="float8_e4m3fn"), "none"),
@@ -204,6 +204,5 @@ def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, An
     assert dictionaries == {f"{low}{name}" for low in ("", "lowrank+") for name in TRANSFORMS} - {"lowrank+none"} | {
         "lowrank"
     }
-    logarithms = {n_states.bit_length() - 1 for n_states in TRELLISES if n_states != 4}
-    assert coders == logarithms | {7}, "four states are in the format, and no effort uses them; 7 is for prefix codes"
+    assert coders == {0, 3, 4, 5, 6, 7}, "four states, 1 and 2, are in the format, and no effort uses them"
     assert homes == {0, 1, 2, 3}

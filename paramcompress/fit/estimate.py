@@ -13,12 +13,13 @@ from paramcompress import prices
 from paramcompress.fit.scales import fit_scales, to_classes
 from paramcompress.fit.settle import on_plain_grid
 from paramcompress.jit import compiled
-from paramcompress.tokens import N_CLASSES, N_TOKENS, WALKS, count_tokens
+from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens
+from paramcompress.trellis import TRELLISES
 
 
 def estimated_bits(x: NDArray[np.float32], target: float) -> float:
     """Bits of x (n_columns, n_rows) at a mean squared error of `target`, classes of rows and columns left out."""
-    return float(_estimate(x, target, prices.cost_table(), WALKS[1], prices.token_raw_bits()))
+    return float(_estimate(x, target, prices.cost_table(), TRELLISES[1].walk, prices.token_raw_bits()))
 
 
 @compiled

@@ -18,7 +18,8 @@ from paramcompress.fit.sample import gathered, sample_of
 from paramcompress.fit.scales import fit_scales, to_classes
 from paramcompress.fit.settle import STEP_POWER, classes_that_pay, on_plain_grid, stretch_of, stride
 from paramcompress.jit import compiled
-from paramcompress.tokens import WALKS
+from paramcompress.prior import prior_of
+from paramcompress.trellis import TRELLISES
 
 MOST_TRIES = 6
 """Steps that are tried; more only where all of them leave too large an error."""
@@ -46,15 +47,17 @@ def points_of_error(
     rows, columns = sample_of(x.shape[1], x.shape[0], n_sample, period)
     gain, points, *sides = _quantise(
         x, target, tolerance, rows, columns, period, _NO_GRAM if gram is None else gram, most_steps,
-        prices.cost_table(), WALKS[1], prices.token_raw_bits(), *prices.magnitudes(),
+        prices.cost_table(), TRELLISES[1].walk, prices.token_raw_bits(), prior_of(has_zero=True),
+        *prices.magnitudes(),
     )  # fmt: skip
     return float(np.float32(gain)), points, Scales(*sides)
 
 
 @compiled
 def _quantise(
-    x, target, tolerance, at_rows, at_columns, period, gram, most_steps, cost, walk, raw_bits, tokens, magnitude_bits
-):
+    x, target, tolerance, at_rows, at_columns, period, gram, most_steps, cost, walk, raw_bits, prior, tokens,
+    magnitude_bits,
+):  # fmt: skip
     sides = fit_scales(x, target)
     column_peaks, mean_square = sides[5], sides[6]
     if mean_square <= target:
@@ -68,7 +71,7 @@ def _quantise(
         base, rows, columns, step, counts, _, _ = classes_that_pay(
             sample, at_rows, at_columns, *sides, target, gram, period, cost, walk, raw_bits
         )
-        cost = prices.costs_after(counts, tokens, magnitude_bits)
+        cost = prices.costs_after(counts, prior, tokens, magnitude_bits)
     least_step = np.float64(column_peaks.max()) / most_steps
     gain, points = _search(x, target, tolerance, base, rows, columns, cost, step, least_step, gram)
     return gain, points, base, rows, columns

@@ -24,6 +24,19 @@ DEAD_LENGTH = 16
 """Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
 
 
+MOST_ZEROS = 0.02
+"""Share of zeros among numbers above which they are worth a point of their own everywhere."""
+
+
+def has_zeros(x: NDArray[np.float32]) -> bool:
+    """Whether many of the numbers of a matrix are just zero, as in pruned weights; rows and columns of zeros aside."""
+    n_zeros = x.size - np.count_nonzero(x)
+    if n_zeros <= MOST_ZEROS * x.size:
+        return False
+    n_live = int(x.any(0).sum()) * int(x.any(1).sum())
+    return bool(n_zeros - (x.size - n_live) > MOST_ZEROS * n_live)
+
+
 @dataclass(frozen=True)
 class Profile:
     """Scales of x, each the product of a row's and a column's, and what tells the dead rows and columns."""

@@ -24,12 +24,12 @@ from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
 from paramcompress.fit.plain import points_of_error
 from paramcompress.fit.sample import Sample
-from paramcompress.fit.scales import Profile
+from paramcompress.fit.scales import Profile, has_zeros
 from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
 from paramcompress.fit.steer import Steering, likely_error
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
-from paramcompress.trellis import Trellis, columns_per_chain
+from paramcompress.trellis import WITH_ZERO, Trellis, columns_per_chain
 
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
@@ -90,6 +90,8 @@ def search_step(
     profile = Profile.of(x, target)
     if profile.mean_square <= target:
         return 1.0, None
+    if is_line or has_zeros(x):  # a line may be of one sign, as variances are: tiny ones must not change theirs
+        trellis = WITH_ZERO[trellis.n_states]
     search = Search(target, profile.peak, trellis, gram)
     if is_line:  # a class for every single number costs more than it can tell
         step = math.sqrt(target * (1 - tolerance / 2) / prices.MSE_OF_STEP)
@@ -145,7 +147,7 @@ class Search:
 
     def __init__(self, target: float, peak: float, trellis: Trellis, gram: NDArray[np.float64] | None = None) -> None:
         self.target, self.peak, self.trellis, self.gram = target, peak, trellis, gram
-        self.cost = prices.cost_table()
+        self.cost = prices.cost_table(has_zero=trellis.has_zero)
         self.stretch: float | None = None
         """Squared error of the weight / squared error of x; hardly depends on the step."""
         self.power = STEP_POWER
@@ -153,7 +155,8 @@ class Search:
     def learn(self, x: NDArray[np.float32], scales: Scales, step: float) -> Found:
         """One quantisation, after which costs are those of its tokens."""
         found = self.quantise(x, scales, step)
-        self.cost = prices.cost_table(prices.histogram(found.symbols.points, scales, self.trellis))
+        counts = prices.histogram(found.symbols.points, scales, self.trellis)
+        self.cost = prices.cost_table(counts, has_zero=self.trellis.has_zero)
         return found
 
     def next_step(self, found: Found, aim: float | None = None) -> float:

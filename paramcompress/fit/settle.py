@@ -21,7 +21,8 @@ from paramcompress.fit.scales import Profile, to_classes
 from paramcompress.jit import compiled, compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import round_points
-from paramcompress.tokens import N_CLASSES, N_TOKENS, WALKS, count_tokens
+from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens
+from paramcompress.trellis import TRELLISES
 
 TRELLIS_STEP = math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
 """Times the step of the plain grid: that of a trellis at the same error."""
@@ -61,7 +62,8 @@ def settle(sample: Sample, profile: Profile, target: float, gram: NDArray[np.flo
     sides = profile.rows, profile.columns, profile.row_rms, profile.column_rms, profile.row_peaks, profile.column_peaks
     base, rows, columns, step, _, stretch, is_sparse = classes_that_pay(
         sample.x, sample.rows, sample.columns, *sides, profile.mean_square, target,
-        np.zeros((0, 0)) if gram is None else gram, period, prices.cost_table(), WALKS[1], prices.token_raw_bits(),
+        np.zeros((0, 0)) if gram is None else gram, period,
+        prices.cost_table(), TRELLISES[1].walk, prices.token_raw_bits(),
     )  # fmt: skip
     return Settled(Scales(base, rows, columns), step, stretch, bool(is_sparse))
 

@@ -2,7 +2,7 @@
 
 At one step, a bit that weighs more leaves a larger error: the error of a part is taken to be
 
-    base * (1 + effect * weight ** WEIGHT_POWER),    weight in units of `prices.BIT_WEIGHT`,
+    base * (1 + effect * weight),    weight in units of `prices.BIT_WEIGHT`,
 
 with a base of its own for each part, known once it has been quantised, and one effect for the matrix. So after the
 first part, which tells nearly what the rest will have, the rest is steered, and most of a matrix is quantised once.
@@ -18,7 +18,6 @@ from paramcompress.jit import compiled, compiled_sums
 
 LIGHTEST, HEAVIEST = 0.4, 1.2
 """What a part may be quantised with. Heavier ones cost bytes."""
-WEIGHT_POWER = 1.25
 AIMS = 0.75, 0.2
 """Of the tolerance, below the target: between these the error of the whole is steered."""
 _MOST_LEARNT = 3.0
@@ -57,7 +56,7 @@ class Steering:
         if error <= 0:
             return
         grown = new_error / error
-        share = new_weight**WEIGHT_POWER - grown * weight**WEIGHT_POWER
+        share = new_weight - grown * weight
         if share and (grown - 1) / share > 0:
             least, most = self._expected_effect / _MOST_LEARNT, self._expected_effect * _MOST_LEARNT
             self.effect = min(max((grown - 1) / share, least), most)
@@ -89,7 +88,7 @@ def _bases(errors, weights, likely, n_done, effect):
     bases = likely.copy()
     done = before = 0.0
     for part in range(n_done):
-        bases[part] = errors[part] / (1 + effect * weights[part] ** WEIGHT_POWER)
+        bases[part] = errors[part] / (1 + effect * weights[part])
         done += bases[part]
         before += likely[part]
     bases[n_done:] *= done / (before if before > 0 else 1.0)
@@ -134,16 +133,15 @@ def _range(base, others, effect, wanted, tolerance):
 def _weight(base, allowed, effect):
     """Weight with which what has this base comes to the error that is allowed."""
     grown = max(allowed / base - 1, 0.0) if base > 0 else 0.0
-    return (grown / effect) ** (1 / WEIGHT_POWER)
+    return grown / effect
 
 
 @compiled_sums
 def likely_error(x, target, chains, per_chain):
     """Squared error of some chains of x (n_columns, n_rows), but for a factor, and their effect.
 
-    The error is the target of each number, less where a column is hardly louder than that; how much the weight of a bit
-    adds to it, too, depends on how loud the column is. Measured on layers of nine nets at relative squared errors of
-    0.01 and 0.05: right within a factor of 1.35 in two of three (docs/design.md).
+    The error is the target of each number, less where a column is hardly louder than that. The weight of a bit adds to
+    it 2.5 times the target's share of the column's energy (docs/design.md).
     """
     found = effect = 0.0
     for chain in chains:
@@ -154,5 +152,5 @@ def likely_error(x, target, chains, per_chain):
             energy /= x.shape[1]
             error = x.shape[1] * energy * target / (energy + target)
             found += error
-            effect += error * 5 * target / (energy + 2 * target)
+            effect += error * 2.5 * target / max(energy, 0.1 * target)
     return found, effect / found if found > 0 else 0.0
