@@ -35,7 +35,7 @@ from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
 from paramcompress.feedback import Worth, quantize_in_metric
 from paramcompress.fit import Effort, ranks
-from paramcompress.fit.scales import DEAD_PEAK, Profile, has_zeros
+from paramcompress.fit.scales import DEAD_PEAK, Profile, wants_zero
 from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 from paramcompress.trellis import TRELLISES, WITH_ZERO, columns_per_chain
@@ -249,7 +249,7 @@ class MetricFit:
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
-        kind = WITH_ZERO if has_zeros(self.weight) else TRELLISES
+        kind = WITH_ZERO if wants_zero(self.weight) else TRELLISES
         trellis = kind[self.effort.n_states_in_metric]
         profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1

@@ -140,3 +140,28 @@ def test_a_basis_that_stretches_counts_on_the_plain_grid() -> None:
     gain, stored = search_step(x, target, TRELLISES[1], 9, 0.02, 2 * np.eye(9))
     assert stored is not None
     assert 0.95 * target <= 2 * np.square(x - gain * stored.points).mean() <= target * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("share", "has_zero"), [(0.5, True), (0.03, True), (0.01, False), (0.0, False)])
+def test_matrices_with_zeros_keep_them(share: float, has_zero: bool, rng: np.random.Generator) -> None:
+    """More than 2 % of zeros, without those of a dead row and ten dead columns."""
+    x = matrix(80, 200, 0.0)
+    x[rng.random(x.shape) < share] = 0
+    x[3], x[:, 50:60] = 0, 0
+    _, stored = search_step(x, 0.01 * float(np.square(x).mean()), TRELLISES[8], 1, 0.02)
+    assert stored is not None
+    assert stored.trellis.has_zero == has_zero
+    kept = (stored.points[x == 0] == 0).mean()
+    assert kept > 0.95 or not has_zero
+
+
+def test_numbers_of_one_sign_keep_theirs() -> None:
+    """Tiny variances beside large ones, in a vector and in a matrix."""
+    for shape in ((1, 4000), (40, 100)):
+        x = np.square(matrix(*shape, 0.0)) ** 2
+        for sign in (1, -1):
+            gain, stored = search_step(
+                (sign * x).astype(np.float32), 0.003 * float(np.square(x).mean()), TRELLISES[8], 1, 0.02
+            )
+            assert stored is not None
+            assert (sign * gain * stored.points >= 0).all()

@@ -22,14 +22,15 @@ DEAD_PEAK, DEAD_RMS = 1.3, 0.45
 water-filling gives nothing to what has less energy than the error that is allowed."""
 DEAD_LENGTH = 16
 """Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
-
-
 MOST_ZEROS = 0.02
 """Share of zeros among numbers above which they are worth a point of their own everywhere."""
 
 
-def has_zeros(x: NDArray[np.float32]) -> bool:
-    """Whether many of the numbers of a matrix are just zero, as in pruned weights; rows and columns of zeros aside."""
+def wants_zero(x: NDArray[np.float32]) -> bool:
+    """Whether a matrix is for a trellis with a zero everywhere: many of its numbers are just zero, as in pruned
+    weights, rows and columns of zeros aside; or all are of one sign, which tiny ones would lose."""
+    if x.min() >= 0 or x.max() <= 0:
+        return True
     n_zeros = x.size - np.count_nonzero(x)
     if n_zeros <= MOST_ZEROS * x.size:
         return False

@@ -24,7 +24,7 @@ from paramcompress.codec import Symbols
 from paramcompress.entropy import Scales
 from paramcompress.fit.plain import points_of_error
 from paramcompress.fit.sample import Sample
-from paramcompress.fit.scales import Profile, has_zeros
+from paramcompress.fit.scales import Profile, wants_zero
 from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_of, stride
 from paramcompress.fit.steer import Steering, likely_error
 from paramcompress.metrics import moments
@@ -90,7 +90,7 @@ def search_step(
     profile = Profile.of(x, target)
     if profile.mean_square <= target:
         return 1.0, None
-    if is_line or has_zeros(x):  # a line may be of one sign, as variances are: tiny ones must not change theirs
+    if is_line or wants_zero(x):
         trellis = WITH_ZERO[trellis.n_states]
     search = Search(target, profile.peak, trellis, gram)
     if is_line:  # a class for every single number costs more than it can tell
