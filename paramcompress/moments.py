@@ -22,6 +22,7 @@ from torch import Tensor
 from paramcompress.checkpoint import TensorInfo, open_checkpoint, write_checkpoint
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError, OutputError
+from paramcompress.scratch import Scratch
 
 VERSION = 1
 """Of the layout of the file."""
@@ -130,14 +131,13 @@ class SecondMoments:
         nodes = [item for name in tensors for item in (name, ["t", 0])]
         metadata = ["dict", _KEY, json.dumps(about, sort_keys=True)]
         target = Path(path)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        tree = ["safetensors", metadata, ["dict", *nodes]]
         try:
-            write_checkpoint(scratch, ["safetensors", metadata, ["dict", *nodes]], infos, lambda name: tensors[name])
-            scratch.replace(target)
+            with Scratch(target) as scratch:
+                write_checkpoint(scratch.path, tree, infos, lambda name: tensors[name])
+                scratch.publish()
         except OSError as error:
             raise OutputError(target, f"cannot be written: {error.strerror}") from error
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, moment in self.layers.items():

@@ -14,7 +14,9 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,8 @@ from typing import Self
 
 _EXCHANGE, _AT_CWD = 2, -100
 """Of Linux' renameat2: two paths change places at once."""
+_standing: set[Path] = set()
+"""What contexts of this process remove when they end."""
 
 
 class Scratch:
@@ -48,6 +52,7 @@ class Scratch:
                 lock = _locked(self.path)
                 if lock is not None:
                     self._lock = lock
+                    _standing.add(self.path)
                     return self
         raise AssertionError("numbers do not end")
 
@@ -55,6 +60,7 @@ class Scratch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _remove(self.path)
+        _standing.discard(self.path)
         os.close(self._lock)
 
     def start_flushing(self) -> None:
@@ -84,6 +90,23 @@ class Scratch:
             self.path.replace(self.target)
         with contextlib.suppress(OSError):  # not every file system lets a folder be flushed
             _flush(self.target.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder where the system has its temporary ones; all of it goes at the end."""
+    with tempfile.TemporaryDirectory() as name:
+        _standing.add(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            _standing.discard(Path(name))
+
+
+def forsake() -> None:
+    """Remove what the contexts of this process would remove at their ends, which it does not wait for."""
+    for path in tuple(_standing):
+        _remove(path)
 
 
 def sweep(target: Path) -> None:

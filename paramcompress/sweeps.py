@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from paramcompress import config, pipeline
 from paramcompress.errors import ConfigError
 from paramcompress.pipeline import Source
 from paramcompress.records import Progress, Report, Sweep, SweepPoint
+from paramcompress.scratch import temporary_folder
 
 LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 """Limits on the relative error where none are given: from nearly lossless to where networks fail."""
@@ -51,12 +50,12 @@ def sweep(
     if not ordered:
         raise ConfigError("no levels to sweep over", hint="give at least one, such as 0.03")
     reports = []
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for number, level in enumerate(ordered):
             reports.append(
                 pipeline.squeeze(
                     source,
-                    Path(folder) / "dry",
+                    folder / "dry",
                     max_rel_error=level,
                     layers=layers,
                     include=include,

@@ -315,39 +315,6 @@ def test_ctrl_c_leaves_nothing(empty_folder: Path, workers: str) -> None:
     assert Path(OUT).read_text() == "precious"
 
 
-@pytest.mark.parametrize("n_slow", [0, 2])
-def test_regression_an_interruption_in_a_destructor_is_not_lost(n_slow: int, empty_folder: Path) -> None:
-    """Ctrl-C while numba threw away compiled code was printed and forgotten, and the command went on. On a busy machine
-    it came again before Python had left the destructor, and was forgotten then."""
-    script = """
-import signal
-import threading
-import time
-import paramcompress.pipeline as pipeline
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
-class Slow(threading.Timer):
-    left = N_SLOW
-    def start(self):
-        super().start()
-        Slow.left -= 1
-        if Slow.left >= 0:
-            time.sleep(0.2)
-threading.Timer = Slow
-from paramcompress.cli import app
-class Lost:
-    def __del__(self):
-        raise KeyboardInterrupt
-def inspect(path):
-    Lost()
-    for _ in range(3000):
-        time.sleep(0.01)
-pipeline.inspect = inspect
-app(["inspect", "model.pt"])
-""".replace("N_SLOW", str(n_slow))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
-
-
 def wait_for_open_file(pid: int, folder: Path) -> None:
     """Until the process has a file without a name open in that folder: the payload it is writing."""
     descriptors = Path(f"/proc/{pid}/fd")

@@ -16,6 +16,7 @@ from .curves import sweep
 from .differing import diff
 from .files import expand, inspect, squeeze, verify
 from .gates import check
+from .interruption import interruptible
 from .reports import report
 from .translator import Translator
 
@@ -63,4 +64,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names and paths may hold what the terminal cannot show
-    app()
+    with interruptible():
+        app()

@@ -24,6 +24,9 @@ from .. import difference_page, explanation_page, report
 from ..records import Difference, Explanation, Progress, Report, Sweep
 from ..tables import printable
 
+_drawn: list[Bar] = []
+"""The progress bar on the terminal, if there is one."""
+
 
 class _Console(Console):
     """A console that prints text as it is and leaves a broken pipe to the translator."""
@@ -60,8 +63,18 @@ def progress(verb: str, *, quiet: bool, unit: Literal["bytes", "layers"] = "byte
     done = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), _OnceKnown(done), TimeRemainingColumn(compact=True))
     with Bar(*columns, console=console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        _drawn.append(bar)
         task = bar.add_task(verb, total=None)
-        yield lambda _layer, done, total: bar.update(task, completed=done, total=total)
+        try:
+            yield lambda _layer, done, total: bar.update(task, completed=done, total=total)
+        finally:
+            _drawn.remove(bar)
+
+
+def clear_progress() -> None:
+    """Erase the progress bar of a command that will not do it itself."""
+    for bar in _drawn:
+        bar.stop()
 
 
 def show(result: Report, *, as_json: bool, quiet: bool, verbose: bool) -> None:

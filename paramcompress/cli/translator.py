@@ -5,7 +5,6 @@ Errors go to stderr in words also under `--json`: stdout then stays empty, and t
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 import sys
@@ -24,6 +23,8 @@ EXIT_BROKEN_PIPE = 141
 """What a shell shows for a program that SIGPIPE ended: the reader left, and nobody is there to be told."""
 
 
+LAST_WORD = threading.RLock()
+"""Held by whoever speaks on stderr, and by a process that is leaving until it is gone."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -47,12 +48,12 @@ class Translator(TyperGroup):
         except ParamCompressError as error:
             if error.exit_code == EXIT_BUG or os.environ.get("PARAMCOMPRESS_DEBUG"):
                 traceback.print_exc()
-            _say("error", str(error), "bold red")
+            say("error", str(error), "bold red")
             if error.hint:
-                _say("hint", error.hint, "bold cyan")
+                say("hint", error.hint, "bold cyan")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            _say("error", "interrupted", "bold red")
+            say("error", "interrupted", "bold red")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except BrokenPipeError as error:
             _discard_output()
@@ -61,7 +62,7 @@ class Translator(TyperGroup):
             if error.errno not in _NO_SPACE:  # files are the business of the rooms that open them
                 raise
             _discard_output()
-            _say("error", f"standard output: {error.strerror}", "bold red")
+            say("error", f"standard output: {error.strerror}", "bold red")
             raise typer.Exit(OutputError.exit_code) from error
         except EOFError as error:  # typer would take it for an impatient user and exit 1
             raise RuntimeError("input ended unexpectedly") from error
@@ -69,30 +70,12 @@ class Translator(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; what still escapes is a bug, and looks like one."""
-        hook, sys.unraisablehook = sys.unraisablehook, _come_again
         try:
             return super().main(*args, **kwargs)
         except Exception:
             traceback.print_exc()
-            _say("error", "this is a bug in paramcompress; please report it with the lines above", "bold red")
+            say("error", "this is a bug in paramcompress; please report it with the lines above", "bold red")
             sys.exit(EXIT_BUG)
-        finally:
-            sys.unraisablehook = hook
-
-
-def _come_again(lost: Any) -> None:
-    """An interruption that fell into a destructor, where Python drops it, comes again a little later."""
-    if not isinstance(lost.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
-        return
-    while True:
-        try:
-            later = threading.Timer(0.01, _thread.interrupt_main)
-            later.daemon = True
-            later.start()
-            return
-        except KeyboardInterrupt:  # so little later that this is where it came
-            continue
 
 
 def _discard_output() -> None:
@@ -100,11 +83,12 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(label: str, text: str, style: str) -> None:
+def say(label: str, text: str, style: str) -> None:
     """One line on stderr, however long, with the control characters of names and paths escaped."""
     from rich.text import Text
 
     from ..tables import printable
     from .terminal import console
 
-    console(stderr=True).print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)
+    with LAST_WORD:
+        console(stderr=True).print(Text.assemble((f"{label}: ", style), printable(text)), soft_wrap=True)
