@@ -459,6 +459,19 @@ def test_help_and_version_load_nothing_heavy(args: list[str]) -> None:
     assert out.splitlines()[-1] == "loaded: set()"
 
 
+def test_the_end_of_the_process_searches_no_garbage() -> None:
+    """It took up to a second after torch and numba had been loaded."""
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print('kept:', gc.get_freeze_count() > 0))\n"
+        "from paramcompress.cli import main\n"
+        "main()"
+    )
+    with start(code, "--version", stdout=subprocess.PIPE) as process:
+        out, _ = process.communicate()
+    assert out.splitlines()[-1] == "kept: True"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_output_that_goes_to_a_full_disk(as_json: list[str]) -> None:

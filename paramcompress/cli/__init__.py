@@ -5,6 +5,7 @@ One file per group of commands; a new command is a function in one of them and a
 
 from __future__ import annotations
 
+import gc
 import sys
 from io import TextIOWrapper
 from typing import Annotated
@@ -20,6 +21,8 @@ from .interruption import interruptible
 from .reports import report
 from .translator import Translator
 
+_ROUND = 50_000
+"""Objects after which Python searches for garbage; of the many that torch and numba make at first nearly all stay."""
 COMMANDS = (squeeze, expand, inspect, verify, diff, sweep, calibrate, check, report)
 
 app = typer.Typer(
@@ -64,5 +67,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names and paths may hold what the terminal cannot show
-    with interruptible():
-        app()
+    gc.set_threshold(_ROUND)
+    try:
+        with interruptible():
+            app()
+    finally:
+        gc.freeze()  # or the interpreter's end would search all that torch and numba have made for garbage
