@@ -29,11 +29,12 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Commit of this checkout, with a + where files differ from it."""
+    """Commit of this checkout, with a + where files differ from it, other than records."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        others = "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results"
+        changed = subprocess.run([*git, *others], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + "+" * bool(changed.stdout)
