@@ -30,7 +30,12 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "read and survey": [(checkpoint.Checkpoint, "load"), (metrics, "survey")],
     "fit bases to kernels": [(transforms.Transform, "fitted")],
     "choose transform": [(factors, "_choose"), (factors, "estimated_bits")],
-    "choose rank": [(ranks, "_largest_gain"), (ranks, "truncated_svd"), (ranks, "_best_rank"), (ranks, "quantise_factors")],
+    "choose rank": [
+        (ranks, "_largest_gain"),
+        (ranks, "truncated_svd"),
+        (ranks, "_best_rank"),
+        (ranks, "quantise_factors"),
+    ],
     "change basis": [(transforms.Transform, "coordinates")],
     "settle classes and step on a sample": [(search, "search_step"), (search, "_settle")],
     "quantise": [(search.Search, "run"), (search, "points_of_error")],
@@ -131,7 +136,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for effort in args.efforts.split(","):  # compiles: numba could not see through a stop-watch
-            pipeline.squeeze(args.checkpoints[0], Path(folder) / effort, max_rel_error=args.max_rel_error, effort=effort)
+            pipeline.squeeze(
+                args.checkpoints[0], Path(folder) / effort, max_rel_error=args.max_rel_error, effort=effort
+            )
     watch = StopWatch()
     for stage, functions in STAGES.items():
         for owner, name in functions:

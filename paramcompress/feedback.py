@@ -170,7 +170,6 @@ def _descend(
     n_here = n_rows // len(metric)
     bits = np.empty(n_rows)
     wanted = np.empty(n_rows)
-    before = np.empty(n_rows, points.dtype)
     for j in range(first, last):
         if columns[j] == DEAD:
             continue
@@ -182,10 +181,11 @@ def _descend(
         goal = -1 if ends else states[j + 1]
         walk = cost, base + columns[j], rows, next_state, quantiser, loud_class, states[j]
         if coupling.shape[1] > 1:
-            before[:] = points[j]
+            before = points[j].copy()
             _choose_coupled(wanted, bits, coupling, *walk, goal, points[j])
             if _sum_of(wanted, bits, coupling, *walk, points[j]) > _sum_of(wanted, bits, coupling, *walk, before):
-                points[j] = before
+                for i in range(n_rows):
+                    points[j, i] = before[i]
         else:
             _choose(wanted, bits, *walk, goal, points[j])
         for i in range(n_rows):
@@ -255,7 +255,7 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, loud_class, start
                     after[to] = total
                     came_from[i, to] = s
                     chosen[i, to] = best[q, parity]
-        path[:] = after
+        path, after = after, path
     state = goal
     if goal < 0:
         state = np.argmin(path)
@@ -310,11 +310,12 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
                     after[to] = total
                     came_from[i, to] = s
                     chosen[i, to] = odd if parity else even
-        path[:] = after
+        path, after = after, path
         for k in range(at):
             for s in range(n_states):
                 moved[s] = errors[k, came_from[i, s]]
-            errors[k] = moved
+            for s in range(n_states):
+                errors[k, s] = moved[s]
         for s in range(n_states):
             errors[at, s] = x[i] - chosen[i, s]
     state = goal

@@ -1,6 +1,7 @@
 """The one way this package compiles a loop: numba, without the interpreter lock, cached on disk where that can be.
 
-Does not hold any loop itself.
+Does not hold any loop itself. In those that it compiles arrays are copied number by number: for `a[i] = b` numba would
+compile the words, too, in which it complains of shapes, and bring them along with every function that has it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core import codegen
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,4 +54,22 @@ def _compile(function: Callable[..., Any], fastmath: bool | set[str]) -> Callabl
             save(*args)
 
     cache.load_overload, cache.save_overload = load_or_none, save_or_not
+    rebuild = cache._impl.rebuild
+
+    def rebuild_alone(context: Any, payload: Any) -> Any:
+        found = rebuild(context, payload)
+        with contextlib.suppress(Exception):  # another version of numba keeps it elsewhere
+            _parse_when_linked(found.library, payload[0])
+        return found
+
+    cache._impl.rebuild = rebuild_alone
     return dispatcher  # type: ignore[no-any-return]
+
+
+def _parse_when_linked(library: Any, serialised: Any) -> None:
+    """Forget the parsed form of a loaded function, several times its machine code, which numba keeps for functions
+    that are compiled against it: these get it anew."""
+    _, kind, (_, bitcode) = serialised
+    if kind == "object":
+        library._get_module_for_linking = lambda: codegen.ll.parse_bitcode(bitcode)  # type: ignore[attr-defined]
+        library._shared_module = None

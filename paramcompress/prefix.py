@@ -87,13 +87,15 @@ def _cheap_lengths(points, base, rows, columns, walk, most_over, enough_points):
         of_some = np.empty(len(some), np.int16)
         for k in range(len(some)):  # one of each `every`, now here, now there: kernels have periods, too
             j = np.int64((k + k * GOLDEN % 1) * every)
-            some[k] = points[j]
+            for i in range(points.shape[1]):
+                some[k, i] = points[j, i]
             of_some[k] = columns[j]
         count_tokens(some, base, rows, of_some, walk, len(some), counts)
         likely = every * counts[:, 0].astype(np.int64)
         most = token_of(peak(points) >> 1)
         for context in scale_contexts(base, rows, columns):  # the others may have what these have not
-            likely[context >> 5, : most + 1] += 1
+            for token in range(most + 1):
+                likely[context >> 5, token] += 1
     lengths = code_lengths(likely)
     return lengths if excess(counts[:, 0], lengths) <= most_over else lengths[:0]
 
@@ -207,7 +209,9 @@ def put_points(points, base, rows, columns, lengths, raw, bits):
     contexts = scale_contexts(base, rows, columns)
     codes = np.empty((N_CLASSES, N_TOKENS), np.int64)
     for c in range(N_CLASSES):
-        codes[c] = _codes(lengths[c])
+        of_class = _codes(lengths[c])
+        for t in range(N_TOKENS):
+            codes[c, t] = of_class[t]
     strings = _strings(codes, lengths)
     classes, which = classes_in(columns)
     places = np.empty((len(classes), len(rows)), np.uint16)

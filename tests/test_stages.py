@@ -1,4 +1,4 @@
-"""The time budget of docs/speed.md can be measured: its stop-watches stand where Python calls, not where numba looks."""
+"""The time budget of docs/speed.md can be measured: stop-watches stand where Python calls, not where numba looks."""
 
 from __future__ import annotations
 

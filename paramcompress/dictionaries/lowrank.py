@@ -87,8 +87,10 @@ def _orient(atoms, coefficients):
             if abs(atoms[i, k]) > abs(largest):
                 largest = atoms[i, k]
         if largest < 0:
-            atoms[:, k] *= np.float32(-1)
-            coefficients[:, k] *= np.float32(-1)
+            for i in range(atoms.shape[0]):
+                atoms[i, k] = -atoms[i, k]
+            for i in range(coefficients.shape[0]):
+                coefficients[i, k] = -coefficients[i, k]
 
 
 def _gram_basis(tall: Tensor) -> Tensor:

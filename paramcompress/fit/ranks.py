@@ -114,7 +114,8 @@ def _largest_gain(weight, some_rows, inverse, target, bits):
     n_rows, n_columns = weight.shape
     some = np.empty((len(some_rows), n_columns), np.float32)
     for i in range(len(some_rows)):
-        some[i] = weight[some_rows[i]]
+        for j in range(n_columns):
+            some[i, j] = weight[some_rows[i], j]
     x = np.empty((n_columns, len(some_rows)), np.float32)
     turn(some, inverse, x)
     energies = mean_squares(x)
@@ -135,7 +136,8 @@ def _largest(weight):
     if energies[loudest] == 0:
         return 0.0, vector
     norm = np.sqrt(energies[loudest] * weight.shape[1])
-    vector[:] = weight[loudest] / np.float32(norm)
+    for j in range(len(vector)):
+        vector[j] = weight[loudest, j] / np.float32(norm)
     inverse = np.float32(1 / norm)  # squares of small weights would leave float32
     value = 0.0
     for _ in range(_POWER_STEPS):

@@ -113,7 +113,7 @@ def classes_that_pay(
         if bits < least:
             least = bits
             base, row_classes, column_classes = one
-            best_counts[:] = counts
+            best_counts = counts
     return base, row_classes, column_classes, step, best_counts, stretch, is_sparse
 
 

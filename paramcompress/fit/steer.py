@@ -91,7 +91,8 @@ def _bases(errors, weights, likely, n_done, effect):
         bases[part] = errors[part] / (1 + effect * weights[part])
         done += bases[part]
         before += likely[part]
-    bases[n_done:] *= done / (before if before > 0 else 1.0)
+    for part in range(n_done, len(likely)):
+        bases[part] *= done / (before if before > 0 else 1.0)
     return bases
 
 
