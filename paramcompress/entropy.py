@@ -112,13 +112,18 @@ def pack(
     n_columns, n_rows = points.shape
     if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
         raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
-    walk = trellis.walk, columns_per_chain(n_rows)
     sides = scales.base, scales.rows, scales.columns
     lengths = prefix.cheap_lengths(points, *sides) if may_prefix and trellis.n_states == 1 else prefix.NO_LENGTHS
-    flags, words, raw, n_bits = _pack(points, *sides, period, *walk, lengths, *_start_model(trellis.has_zero, False))
+    model = _start_model(trellis.has_zero, False)
+    if len(lengths):
+        coder = _BY_PREFIX
+        flags, words, raw, n_bits = _pack_by_prefix(points, *sides, period, lengths, *model)
+    else:
+        coder = _CODERS.index((trellis.n_states, trellis.has_zero))
+        walk = trellis.walk, columns_per_chain(n_rows)
+        flags, words, raw, n_bits = _pack(points, *sides, period, *walk, *model)
     if n_bits < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
-    coder = _BY_PREFIX if len(lengths) else _CODERS.index((trellis.n_states, trellis.has_zero))
     head = bytes([coder | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
     bit_string = raw.astype("<u4", copy=False).tobytes()[: (n_bits + 7) // 8]
     return head + varint(len(words)) + words.astype("<u2", copy=False).tobytes() + bit_string
@@ -145,11 +150,11 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     bits = stream[at + 2 * n_words :]
     raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + prefix.BEYOND))), "<u4")
     points = np.empty((n_columns, n_rows), np.int32)
-    walk = trellis.walk, columns_per_chain(n_rows)
-    model = _start_model(has_zero, True)
-    used_words, used_bits = _decode(
-        words, raw, 8 * len(bits), flags, base, period, *walk, coder == _BY_PREFIX, *model, points
-    )
+    told = words, raw, 8 * len(bits), flags, base, period, *_start_model(has_zero, True)
+    if coder == _BY_PREFIX:
+        used_words, used_bits = _decode_by_prefix(*told, points)
+    else:
+        used_words, used_bits = _decode(*told, trellis.walk, columns_per_chain(n_rows), points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
     return points
@@ -422,38 +427,54 @@ def _encode_tokens(contexts, tokens, counts, spans, no_slots):
 
 
 @compiled
-def _pack(points, base, rows, columns, period, walk, per_chain, lengths, counts, spans, no_slots):
-    """Flags, words and bit string, and how many bits this has; negative where a point does not fit.
+def _bits_each(points):
+    """What a point takes of the bit string at most."""
+    largest, bits = peak(points), 29
+    while largest >> (bits - 12):
+        bits += 1
+    return bits
 
-    lengths: of prefix codes, or nothing.
-    """
-    by_prefix = len(lengths) > 0
-    n_classes = 2 * (len(rows) + len(columns))
-    n_coded = n_classes if by_prefix else n_classes + points.size
-    contexts = np.empty(n_coded, np.uint8)
-    tokens = np.empty(n_coded, np.uint8)
-    largest, bits_each = peak(points), 29
-    while largest >> (bits_each - 12):
-        bits_each += 1
-    if by_prefix:
-        bits_each += prefix.LONGEST
-    raw = np.empty((n_classes + points.size) * bits_each // 32 + prefix.LENGTHS_WORDS + 3, np.uint32)
-    flags = _flags(rows, columns, period)
-    n_tokens, bits = _put_sides(rows, columns, flags, period, contexts, tokens, raw)
-    if by_prefix:
-        bits = prefix.put_lengths(lengths, raw, bits)
-        fits, bits = prefix.put_points(points, base, rows, columns, lengths, raw, bits)
-    else:
-        n_tokens, bits = _put_points(
-            points, base, rows, columns, walk, per_chain, contexts, tokens, raw, n_tokens, bits
-        )
-        fits = n_tokens >= 0
-    if not fits:
-        return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
+
+@compiled
+def _bit_string(raw, bits):
+    """All of it, with the word that is not full yet, and how many bits it has."""
     n_full, waiting, n_waiting = bits
     raw[n_full] = waiting
-    words = _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts, spans, no_slots)
-    return flags, words, raw[: n_full + 1], 32 * n_full + n_waiting
+    return raw[: n_full + 1], 32 * n_full + n_waiting
+
+
+@compiled
+def _pack(points, base, rows, columns, period, walk, per_chain, counts, spans, no_slots):
+    """Flags, words, bit string, and how many bits this has; negative where a point does not fit."""
+    n_most = 2 * (len(rows) + len(columns)) + points.size
+    contexts = np.empty(n_most, np.uint8)
+    tokens = np.empty(n_most, np.uint8)
+    raw = np.empty(n_most * _bits_each(points) // 32 + 3, np.uint32)
+    flags = _flags(rows, columns, period)
+    n_tokens, bits = _put_sides(rows, columns, flags, period, contexts, tokens, raw)
+    n_tokens, bits = _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, raw, n_tokens, bits)
+    if n_tokens < 0:
+        return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
+    string, n_bits = _bit_string(raw, bits)
+    return flags, _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts, spans, no_slots), string, n_bits
+
+
+@compiled
+def _pack_by_prefix(points, base, rows, columns, period, lengths, counts, spans, no_slots):
+    """The same with prefix codes of such lengths. A function of its own: most never have to compile it."""
+    n_most = 2 * (len(rows) + len(columns))
+    contexts = np.empty(n_most, np.uint8)
+    tokens = np.empty(n_most, np.uint8)
+    n_words = (n_most + points.size) * (_bits_each(points) + prefix.LONGEST) // 32 + prefix.LENGTHS_WORDS + 3
+    raw = np.empty(n_words, np.uint32)
+    flags = _flags(rows, columns, period)
+    n_tokens, bits = _put_sides(rows, columns, flags, period, contexts, tokens, raw)
+    bits = prefix.put_lengths(lengths, raw, bits)
+    fits, bits = prefix.put_points(points, base, rows, columns, lengths, raw, bits)
+    if not fits:
+        return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
+    string, n_bits = _bit_string(raw, bits)
+    return flags, _encode_tokens(contexts[:n_tokens], tokens[:n_tokens], counts, spans, no_slots), string, n_bits
 
 
 @compiled
@@ -531,16 +552,9 @@ def _get_classes(
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix, counts, spans, slots, points):
-    """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
-    n_columns, n_rows = points.shape
-    counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
-    totals = np.zeros(len(counts), np.int64)
-    clock = np.array([_STATE_END, 0, 0, 0], np.int64)
-    rows = np.empty(n_rows, np.int64)
-    columns = np.empty(n_columns, np.int64)
+def _get_sides(words, raw, n_bits, flags, period, clock, model, rows, columns):
+    """Fill rows and columns with their classes. Returns as `_get_classes`."""
     one, nothing = np.int64(1), np.int64(0)
-    model = counts, totals, spans, slots
     left, bit = _get_classes(
         rows, flags & 1, flags >> 2 & 1, one, nothing, np.int64(_ROW_DEAD), words, raw, n_bits, clock, nothing, nothing,
         *model,
@@ -550,15 +564,38 @@ def _decode(words, raw, n_bits, flags, base, period, walk, per_chain, by_prefix,
             columns, flags >> 1 & 1, flags >> 3 & 1, period, flags >> 4 & 1, np.int64(_COLUMN_DEAD),
             words, raw, n_bits, clock, left, bit, *model,
         )  # fmt: skip
+    return left, bit
+
+
+@compiled
+def _decode_by_prefix(words, raw, n_bits, flags, base, period, counts, spans, slots, points):
+    """`_decode` where points have prefix codes."""
+    n_columns, n_rows = points.shape
+    model = counts.copy(), np.zeros(len(counts), np.int64), spans.copy(), slots.copy()
+    clock = np.array([_STATE_END, 0, 0, 0], np.int64)
+    rows = np.empty(n_rows, np.int64)
+    columns = np.empty(n_columns, np.int64)
+    left, bit = _get_sides(words, raw, n_bits, flags, period, clock, model, rows, columns)
+    if left < 0 or clock[0] != _STATE_END or points.size == 0:
+        return -1, -1
+    bit = prefix.get_points(raw, bit, n_bits, base, rows, columns, points)
+    return (clock[1], bit) if bit >= 0 else (-1, -1)
+
+
+@compiled
+def _decode(words, raw, n_bits, flags, base, period, counts, spans, slots, walk, per_chain, points):
+    """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
+    n_columns, n_rows = points.shape
+    counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
+    totals = np.zeros(len(counts), np.int64)
+    clock = np.array([_STATE_END, 0, 0, 0], np.int64)
+    rows = np.empty(n_rows, np.int64)
+    columns = np.empty(n_columns, np.int64)
+    left, bit = _get_sides(words, raw, n_bits, flags, period, clock, (counts, totals, spans, slots), rows, columns)
     if left < 0:
         return -1, -1
     state = np.uint32(clock[0])
     at = clock[1]
-    if by_prefix:
-        if state != _STATE_END or points.size == 0:
-            return -1, -1
-        bit = prefix.get_points(raw, bit, n_bits, base, rows, columns, points)
-        return (at, bit) if bit >= 0 else (-1, -1)
     n_words = len(words)
     here = np.int64(0)  # twice the state of the trellis, plus its quantiser
     for j in range(n_columns):
