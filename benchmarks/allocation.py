@@ -7,9 +7,8 @@ A measure gives each matrix a relative error of t * weight(layer); t is searched
 equal relative errors of LEVEL need, within half a per cent.
 
 equal      the same relative error everywhere
-size-0.25  relative error grows with the fourth root of the layer's weights (n ** 0.25); size-0.5 with the square
-root, which is least
-           total relative squared error
+size-0.25  relative error grows with the fourth root of the layer's weights (n ** 0.25)
+size-0.5   with the square root: least total relative squared error
 absolute   the same mean squared error in every weight: least total squared error
 between    the geometric mean of size-0.25 and absolute
 width      relative error grows with the fourth root of the inputs of a feature (n_in * K)
