@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from defaults import CHECKPOINTS, UNITS, metric_of
+from origin import origin
 
 import paramcompress
 from paramcompress.plan import is_matrix
@@ -56,7 +57,14 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(args.bench))
     record: dict[str, Any] = (
-        json.loads(args.out.read_text()) if args.out.exists() else {"name": "allocation", "results": []}
+        json.loads(args.out.read_text())
+        if args.out.exists()
+        else {
+            "name": "allocation",
+            "command": "python benchmarks/allocation.py BENCH_FOLDER",
+            **origin(),
+            "results": [],
+        }
     )
     known = {(row["model"], row["level"], row["measure"]) for row in record["results"]}
     for name in args.models.split(","):
