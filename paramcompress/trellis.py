@@ -1,6 +1,6 @@
 """The state machine of the trellis quantiser: which of two quantisers a symbol uses, decided by the parities before it.
 
-Holds tables only; the search through them is in `quantize`, the walk along them in `entropy`.
+Holds tables only; the search through them is in `quantize`, the walk along them in `tokens`.
 
 Two quantisers share one lattice of points r (integers, in steps): quantiser 0 has the even points, quantiser 1 the
 odd ones. State s uses quantiser parity(s & g0), and the parity of (r + q) / 2 leads on. A chain of such choices packs

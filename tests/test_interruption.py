@@ -110,6 +110,25 @@ def test_what_is_unfinished_is_removed() -> None:
     assert not Path(out.splitlines()[1]).exists()
 
 
+def test_what_is_unfinished_is_removed_when_nobody_can_be_told() -> None:
+    """Ctrl-C ends the reader of a pipe, too, perhaps before us."""
+    script = LISTENING + COMMAND.replace("WHAT()", "write()")
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        try:
+            assert process.stdout is not None
+            temporary = [process.stdout.readline() for _ in range(2)][1].strip()
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert not list(Path().iterdir())
+    assert not Path(temporary).exists()
+
+
 def test_an_ignored_interruption_stays_ignored() -> None:
     assert interrupted("time.sleep(1)", IGNORING) == (0, "working\n", "")
 

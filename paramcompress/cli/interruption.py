@@ -57,8 +57,8 @@ def _wait_and_leave(heard: int) -> NoReturn:
 
         from .terminal import clear_progress
 
+        forsake()  # first, for there may be nobody left to be told
         clear_progress()
         say("error", "interrupted", "bold red")
-        forsake()
     finally:
         os._exit(EXIT_INTERRUPTED)
