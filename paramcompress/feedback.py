@@ -7,12 +7,17 @@ is several times faster; this one minimises, over points S on the trellis,
 
 or, where the output heeds rows together, worth_i (C (x - s))_i in place of worth_i (x_i - s_i), C lower triangular.
 
-Two stages. *Feeding forward* (Frantar et al. 2022, arXiv:2210.17323): column after column is quantised, each by a
-Viterbi search down its rows, and its error is carried to the columns that are still open, through the Cholesky factor
-of the inverse metric. An error in column j then costs what no later column can make good, 1 / U_jj^2 with M^-1 = U^T U.
-*Descending*: every column is chosen again, given all others. It has to leave the trellis in the state in which the next
-column of its chain begins, and never makes the sum larger. What the others leave for a column to make good does not
-depend on C, for the cost is a product of what rows and what columns do; so only the search down a column knows of C.
+Two stages, in both of which column after column is chosen by a Viterbi search down its rows. *Feeding forward* (Frantar
+et al. 2022, arXiv:2210.17323): the error of each is carried to the columns that are still open, through the Cholesky
+factor of the inverse metric. An error in column j then costs what no later column can make good, 1 / U_jj^2 with
+M^-1 = U^T U. *Descending*: every column is chosen again, given all others. What the others leave for a column to make
+good does not depend on C, for the cost is a product of what rows and what columns do; so only the search down a column
+knows of C.
+
+A column of a chain begins in the state in which the one before it ends. The state from which a column would be
+cheapest is not where the last one is, and 32 states take some rows to get anywhere: so each column ends where it and
+AHEAD rows of those behind it, as they look now, are cheapest together. Bits are saved for about two in each column, of
+which a layer with few rows has many.
 
 Shapes: x, points (n_columns, n_rows) in steps, as the chain runs.  M (n_groups, n_columns, n_columns), rows in n_groups
 equal runs, each with its own metric (1 but for grouped convolutions).
@@ -22,6 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +38,10 @@ from paramcompress.prices import N_MAGNITUDES
 from paramcompress.tokens import scale_context
 from paramcompress.trellis import Trellis, columns_per_chain
 
+AHEAD = 48
+"""Rows behind a column, in the columns that follow, that are looked at before it is settled in which state it ends."""
 _BLOCK = 64
-"""Columns between two matrix products: within a block errors are carried one by one, beyond it all at once."""
+"""Columns, about, between two matrix products: within a block errors are carried one by one, beyond it all at once."""
 _FAR = np.inf
 """Cost of what no path leads to: above every cost, for metrics and numbers come from files of strangers."""
 
@@ -50,17 +58,21 @@ class Worth:
     """(n_runs, run, run) C, for rows in n_runs equal runs: unit lower triangles. None where each row counts alone."""
 
     @cached_property
-    def upper(self) -> NDArray[np.float64]:
-        """(n_groups, n_columns, n_columns) U of M^-1 = U^T U, upper triangles.
+    def fed(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(n_groups, n_columns, n_columns) L, unit upper triangles, and (n_groups, n_columns) pivots d of
+        M = L^-1 diag(d) L^-T: what of a column's error each later one makes good, and what the rest costs.
 
         Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
         """
-        return np.stack([np.linalg.cholesky(np.linalg.inv(metric)).T for metric in self.metric])
+        upper = np.stack([np.linalg.cholesky(np.linalg.inv(metric)).T for metric in self.metric])
+        roots = np.diagonal(upper, axis1=1, axis2=2).copy()
+        upper /= roots[:, :, None]
+        return upper, 1 / roots**2
 
     @property
     def pivots(self) -> NDArray[np.float64]:
         """(n_groups, n_columns) cost of an error in a column, once those after it have made good what they can."""
-        return 1 / np.diagonal(self.upper, axis1=1, axis2=2) ** 2
+        return self.fed[1]
 
 
 def quantize_in_metric(
@@ -76,7 +88,8 @@ def quantize_in_metric(
     Args:
         x: (n_columns, n_rows), finite, |x| < 2**30.
         cost: (classes, 2, magnitudes) bits, from `prices.cost_table`.
-        n_passes: times that every column is chosen again; 0 feeds forward only.
+        n_passes: times that every column is chosen again; 0 feeds forward only. Each lowers the cost, but for rare ones
+            in which a column leads where the rest of its chain pays more than what was looked at.
 
     Returns:
         points (n_columns, n_rows), zero in dead rows and columns.
@@ -88,112 +101,127 @@ def quantize_in_metric(
     where rows are coupled.
     """
     n_columns, n_rows = x.shape
-    n_groups = len(worth.metric)
-    upper = worth.upper
-    groups = [slice(g * n_rows // n_groups, (g + 1) * n_rows // n_groups) for g in range(n_groups)]
-    points = np.zeros((n_columns, n_rows), np.int32)
-    states = np.zeros(n_columns + 1, np.int64)
     chain = columns_per_chain(n_rows)
+    block = chain * max(1, _BLOCK // chain)  # whole chains: what is ahead lies in the same one
+    points = np.zeros((n_columns, n_rows), np.int32)
+    change = np.empty_like(x)
     coupling = np.ones((n_rows, 1, 1)) if worth.coupling is None else worth.coupling
     walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
     table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
 
-    open_x = x.copy()
-    carried = np.empty_like(x)
-    for first in range(0, n_columns, _BLOCK):
-        block = slice(first, min(first + _BLOCK, n_columns))
-        rest = slice(block.stop, n_columns)
-        _feed(
-            open_x, upper, worth.rows, coupling, *table, *walk, chain, block.start, block.stop,
-            points, states, carried,
-        )  # fmt: skip
-        for g, rows in enumerate(groups):
-            open_x[rest, rows] -= upper[g, block, rest].T @ carried[block, rows]
-
-    residual = points - x
-    slope = np.empty_like(x)
-    for g, rows in enumerate(groups):
-        slope[:, rows] = worth.metric[g] @ residual[:, rows]
-    for _ in range(n_passes):
-        for first in range(0, n_columns, _BLOCK):
-            block = slice(first, min(first + _BLOCK, n_columns))
-            before = residual[block].copy()
-            _descend(
-                x, worth.metric, worth.rows, coupling, *table, *walk, chain, block.start, block.stop,
-                points, states, residual, slope,
+    def choose(wanted: Any, carried: Any, per_wanted: Any, pivots: Any, *, again: bool) -> None:
+        """Choose all columns; what one changes is carried to the rest."""
+        n_groups = len(carried)
+        for first in range(0, n_columns, block):
+            here = slice(first, min(first + block, n_columns))
+            _choose_columns(
+                wanted, carried, per_wanted, pivots, worth.rows, coupling, *table, *walk, chain, here.start, here.stop,
+                again, points, change,
             )  # fmt: skip
-            change = residual[block] - before
-            for g, rows in enumerate(groups):
-                for rest in (slice(0, block.start), slice(block.stop, n_columns)):
-                    slope[rest, rows] += worth.metric[g, rest, block] @ change[:, rows]
+            for g in range(n_groups):
+                rows = slice(g * n_rows // n_groups, (g + 1) * n_rows // n_groups)
+                for rest in (slice(0, here.start if again else 0), slice(here.stop, n_columns)):
+                    wanted[rest, rows] -= per_wanted[g, rest, None] * (carried[g, here, rest].T @ change[here, rows])
+
+    upper, pivots = worth.fed
+    choose(x.copy(), upper, np.ones_like(pivots), pivots, again=False)
+    if n_passes:
+        own = np.diagonal(worth.metric, axis1=1, axis2=2).copy()
+        residual = (points - x).reshape(n_columns, len(own), -1).transpose(1, 0, 2)
+        slope = (worth.metric @ residual / own[:, :, None]).transpose(1, 0, 2).reshape(x.shape)
+        wanted = points - slope
+        for _ in range(n_passes):
+            choose(wanted, worth.metric, 1 / own, own, again=True)
     return points
 
 
 @compiled
-def _feed(
-    x, upper, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class, chain, first, last,
-    points, states, carried,
+def _choose_columns(
+    wanted, carried, per_wanted, pivots, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class,
+    chain, first, last, again, points, change,
 ):  # fmt: skip
-    """Quantise the columns from first to last; carry their errors among themselves, and note them for the rest."""
-    n_rows = x.shape[1]
-    n_here = n_rows // len(upper)
+    """Choose the columns from first to last, whole chains, one after another.
+
+    What column j changes, its error or, where it is chosen `again`, the difference to what it was, moves what is wanted
+    of column k by -per_wanted[k] * carried[j, k] times that. Carried on within these columns; the rest is the caller's.
+    """
+    n_rows = wanted.shape[1]
+    n_groups = len(carried)
+    n_here = n_rows // n_groups
+    n_states = len(quantiser)
     bits = np.empty(n_rows)
+    path = np.empty(n_states)
+    came_from = np.zeros((n_rows, n_states), np.int8)  # filled, or a cost that is no number would lead out of them
+    chosen = np.zeros((n_rows, n_states), np.int32)
+    ahead = np.empty(AHEAD)
+    ahead_bits = np.empty(AHEAD)
+    ahead_class = np.empty(AHEAD, np.int64)
+    state = 0
     for j in range(first, last):
-        state = states[j] if j % chain else 0
-        states[j] = state
+        if j % chain == 0:
+            state = 0
+        for i in range(n_rows):
+            change[j, i] = points[j, i]
         if columns[j] != DEAD:
             for i in range(n_rows):
-                pivot = upper[i // n_here, j, j]
-                bits[i] = worth[i] / (pivot * pivot)
-            walk = cost, base + columns[j], rows, next_state, quantiser, loud_class, state
+                bits[i] = worth[i] * pivots[i // n_here, j]
+            path[:] = _FAR
+            path[state] = 0.0
+            walk = next_state, quantiser, loud_class
             if coupling.shape[1] > 1:
-                state = _choose_coupled(x[j], bits, coupling, *walk, -1, points[j])
+                _search_coupled(
+                    wanted[j], bits, coupling, cost, base + columns[j], rows, *walk, path, came_from, chosen
+                )
             else:
-                state = _choose(x[j], bits, *walk, -1, points[j])
-        states[j + 1] = state
+                _search(wanted[j], bits, cost, base + columns[j], rows, *walk, path, came_from, chosen)
+            state = np.argmin(path)
+            _trace_back(came_from, chosen, state, points[j])
+            n = 0
+            for k in range(j + 1, min(j - j % chain + chain, last)):
+                if columns[k] == DEAD:
+                    continue
+                for i in range(min(n_rows, AHEAD - n)):
+                    g = i // n_here
+                    moved = points[j, i] - change[j, i] if again else wanted[j, i] - points[j, i]
+                    ahead[n + i] = wanted[k, i] - per_wanted[g, k] * carried[g, j, k] * moved
+                    ahead_bits[n + i] = worth[i] * pivots[g, k]
+                    ahead_class[n + i] = DEAD if rows[i] == DEAD else columns[k] + rows[i]
+                n += min(n_rows, AHEAD - n)
+            if n > 0:
+                state = _best_end(ahead[:n], ahead_bits[:n], coupling, cost, base, ahead_class[:n], *walk, path)
+                _trace_back(came_from, chosen, state, points[j])
         for i in range(n_rows):
-            g = i // n_here
-            carried[j, i] = (x[j, i] - points[j, i]) / upper[g, j, j]
-        for k in range(j + 1, last):
-            for i in range(n_rows):
-                x[k, i] -= upper[i // n_here, j, k] * carried[j, i]
+            change[j, i] = points[j, i] - change[j, i] if again else wanted[j, i] - points[j, i]
+        for k in range(first if again else j + 1, last):
+            if k == j:
+                continue
+            for g in range(n_groups):
+                factor = per_wanted[g, k] * carried[g, j, k]
+                for i in range(g * n_here, (g + 1) * n_here):
+                    wanted[k, i] -= factor * change[j, i]
 
 
 @compiled
-def _descend(
-    x, metric, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class, chain, first, last,
-    points, states, residual, slope,
-):  # fmt: skip
-    """Choose the columns from first to last again, each given all others. slope: metric @ residual, kept up to date
-    within the block."""
-    n_columns, n_rows = x.shape
-    n_here = n_rows // len(metric)
-    bits = np.empty(n_rows)
-    wanted = np.empty(n_rows)
-    for j in range(first, last):
-        if columns[j] == DEAD:
-            continue
-        for i in range(n_rows):
-            own = metric[i // n_here, j, j]
-            bits[i] = worth[i] * own
-            wanted[i] = points[j, i] - slope[j, i] / own
-        ends = (j + 1) % chain == 0 or j + 1 == n_columns
-        goal = -1 if ends else states[j + 1]
-        walk = cost, base + columns[j], rows, next_state, quantiser, loud_class, states[j]
-        if coupling.shape[1] > 1:
-            before = points[j].copy()
-            _choose_coupled(wanted, bits, coupling, *walk, goal, points[j])
-            if _sum_of(wanted, bits, coupling, *walk, points[j]) > _sum_of(wanted, bits, coupling, *walk, before):
-                for i in range(n_rows):
-                    points[j, i] = before[i]
-        else:
-            _choose(wanted, bits, *walk, goal, points[j])
-        for i in range(n_rows):
-            change = points[j, i] - x[j, i] - residual[j, i]
-            if change != 0:
-                residual[j, i] += change
-                for k in range(first, last):
-                    slope[k, i] += metric[i // n_here, k, j] * change
+def _best_end(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, path):
+    """The state, of those that paths of these costs end in, from which x is cheapest."""
+    came_from = np.zeros((len(x), len(path)), np.int8)
+    chosen = np.zeros((len(x), len(path)), np.int32)
+    path = path.copy()
+    walk = next_state, quantiser, loud_class
+    if coupling.shape[1] > 1:
+        _search_coupled(x, worth, coupling, cost, base, rows, *walk, path, came_from, chosen)
+    else:
+        _search(x, worth, cost, base, rows, *walk, path, came_from, chosen)
+    return _trace_back(came_from, chosen, np.argmin(path), np.empty(len(x), np.int32))
+
+
+@compiled
+def _trace_back(came_from, chosen, state, points):
+    """Fill in the points of the path that ends in a state; returns the state that it began in."""
+    for i in range(len(points) - 1, -1, -1):
+        points[i] = chosen[i, state]
+        state = np.int64(came_from[i, state])
+    return state
 
 
 @compiled
@@ -222,19 +250,17 @@ def _best_points(number, worth, bits, shift, q, loud):
 
 
 @compiled
-def _choose(x, worth, cost, base, rows, next_state, quantiser, loud_class, start, goal, points):
-    """Viterbi search down one column: least sum of worth * (x - point)**2 + bits from state `start` to `goal`, or to
-    any where that is -1. Fills points, returns the last state."""
-    n = len(x)
+def _search(x, worth, cost, base, rows, next_state, quantiser, loud_class, path, came_from, chosen):
+    """Viterbi search down one column: least sum of worth * (x - point)**2 + bits of all paths into each state.
+
+    path: (n_states,) what it costs to be in each state, before and after. Fills (n_rows, n_states) where the best path
+    came from, and by which point.
+    """
     n_states = len(quantiser)
-    path = np.full(n_states, _FAR)
     after = np.empty(n_states)
-    path[start] = 0.0
-    came_from = np.zeros((n, n_states), np.int8)  # filled, or a cost that is no number would lead out of them
-    chosen = np.zeros((n, n_states), np.int32)
     least = np.empty((2, 2))
     best = np.empty((2, 2), np.int64)
-    for i in range(n):
+    for i in range(len(x)):
         if rows[i] == DEAD:
             for s in range(n_states):
                 came_from[i, s] = s
@@ -255,44 +281,32 @@ def _choose(x, worth, cost, base, rows, next_state, quantiser, loud_class, start
                     after[to] = total
                     came_from[i, to] = s
                     chosen[i, to] = best[q, parity]
-        path, after = after, path
-    state = goal
-    if goal < 0:
-        state = np.argmin(path)
-    end = state
-    for i in range(n - 1, -1, -1):
-        points[i] = chosen[i, state]
-        state = np.int64(came_from[i, state])
-    return end
+        path[:] = after
 
 
 @compiled
-def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, start, goal, points):
-    """`_choose` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
+def _search_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, path, came_from, chosen):
+    """`_search` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
 
     No longer the least, since of all paths into a state only the best so far is followed, with its own errors.
     """
-    n = len(x)
     n_states = len(quantiser)
     run = coupling.shape[1]
-    path = np.full(n_states, _FAR)
     after = np.empty(n_states)
-    path[start] = 0.0
-    came_from = np.zeros((n, n_states), np.int8)
-    chosen = np.zeros((n, n_states), np.int32)
     errors = np.empty((run, n_states))  # of the path into each state, in this run of rows
     moved = np.empty(n_states)
     wanted = np.empty(n_states)
-    for i in range(n):
+    for i in range(len(x)):
         at = i % run
         wanted[:] = x[i]
         for k in range(at):
-            factor = coupling[i // run, at, k]
+            factor = coupling[i // run % len(coupling), at, k]
             for s in range(n_states):
                 wanted[s] += factor * errors[k, s]
         if rows[i] == DEAD:
             for s in range(n_states):
                 came_from[i, s] = s
+                chosen[i, s] = 0
                 path[s] += worth[i] * wanted[s] * wanted[s]
                 errors[at, s] = x[i]
             continue
@@ -310,7 +324,7 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
                     after[to] = total
                     came_from[i, to] = s
                     chosen[i, to] = odd if parity else even
-        path, after = after, path
+        path[:] = after
         for k in range(at):
             for s in range(n_states):
                 moved[s] = errors[k, came_from[i, s]]
@@ -318,33 +332,3 @@ def _choose_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser,
                 errors[k, s] = moved[s]
         for s in range(n_states):
             errors[at, s] = x[i] - chosen[i, s]
-    state = goal
-    if goal < 0:
-        state = np.argmin(path)
-    end = state
-    for i in range(n - 1, -1, -1):
-        points[i] = chosen[i, state]
-        state = np.int64(came_from[i, state])
-    return end
-
-
-@compiled
-def _sum_of(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, start, points):
-    """What `_choose_coupled` minimises, of points on the trellis."""
-    run = coupling.shape[1]
-    total = 0.0
-    state = start
-    for i in range(len(x)):
-        first = i - i % run
-        error = 0.0
-        for k in range(first, i + 1):
-            error += coupling[i // run, i - first, k - first] * (x[k] - points[k])
-        total += worth[i] * error * error
-        if rows[i] != DEAD:
-            c, shift = scale_context(base + rows[i])
-            q = quantiser[state]
-            k = (abs(np.int64(points[i])) + q) >> 1
-            total += cost[c, q, min(k >> shift, N_MAGNITUDES - 1)]
-            turned = q & np.int64(points[i] < 0) & np.int64(c >= loud_class)
-            state = next_state[state, (k ^ turned) & 1]
-    return total
