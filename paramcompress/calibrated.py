@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paramcompress import layer, metrics
-from paramcompress.calibration import canonical_names, every_module_called, second_moment, tensors_of
+from paramcompress.calibration import canonical_names, every_module_called, tensors_of
 from paramcompress.calls import Args
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import FACTORED, Factors, Layout, to_tensor
+from paramcompress.compensation import PairSums
 from paramcompress.errors import CalibrationError
 from paramcompress.fit import Effort
 from paramcompress.inputs import is_known, products
@@ -36,8 +37,6 @@ from paramcompress.metric_fit import Metric, MetricFit
 from paramcompress.moments import Moment, SecondMoments
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
-CORRECTION_RIDGE = 0.05
-"""Share of the mean second moment that is added where later layers make good for earlier ones."""
 VECTOR_ERRORS = (1e-4, 0.2)
 """Relative errors between which vectors are coded, whatever the level says."""
 TYPICAL_LEVEL = 0.15
@@ -245,11 +244,11 @@ class _Rehearsal:
         if _keeps_statistics(original):
             self._normalisation(path, original, squeezed, calls)
             return
-        sums: dict[str, _PairSums | None] = {}
+        sums: dict[str, PairSums | None] = {}
         for left, right in calls:
             for mine, its in zip(products(original, left), products(squeezed, right), strict=True):
                 moment = self.job.moments.layers.get(self._name(path, mine.weight))
-                one = sums.setdefault(mine.weight, None if moment is None or mine.inputs is None else _PairSums())
+                one = sums.setdefault(mine.weight, None if moment is None or mine.inputs is None else PairSums())
                 if one is not None and mine.inputs is not None and its.inputs is not None:
                     one.add(mine.inputs, its.inputs, diagonal=moment is not None and moment.is_diagonal)
         for weight, found in sums.items():
@@ -259,7 +258,7 @@ class _Rehearsal:
         full = f"{path}.{weight}" if path else weight
         return self.names.get(full, full)
 
-    def _weight(self, path: str, weight: str, sums: _PairSums | None, original: nn.Module, squeezed: nn.Module) -> None:
+    def _weight(self, path: str, weight: str, sums: PairSums | None, original: nn.Module, squeezed: nn.Module) -> None:
         """Fit one weight, move the bias beside it, and put what will come back from the file in their place."""
         name, job = self._name(path, weight), self.job
         before = job.fits.get(name)
@@ -268,8 +267,10 @@ class _Rehearsal:
         tensor = job.weights[name]
         info = _info(name, tensor)
         if sums is not None and self.aim.level > 0 and not job.moments.layers[name].is_diagonal:
-            metric = job.metric(sums.moment(job.moments.layers[name]), before.weight)
-            target = sums.target(before.weight)
+            moment = sums.moment(job.moments.layers[name])
+            metric = job.metric(moment, before.weight)
+            centred = job.means_return and moment.about_means() is not moment
+            target = sums.target(before.weight, metric.rows, centred=centred)
             fit = MetricFit(
                 before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
             )
@@ -357,46 +358,6 @@ class _Rehearsal:
             self._settle(_info(name, value), piece, place)
             return found
         return self.job.weights[name].double()
-
-
-@dataclass
-class _PairSums:
-    """Sums over inputs of a weight in the original and in the squeezed model."""
-
-    squares: Any = 0.0
-    differences: Any = 0.0
-    means: Any = 0.0
-    count: int = 0
-
-    def add(self, mine: Tensor, its: Tensor, *, diagonal: bool) -> None:
-        if not diagonal:
-            self.squares = self.squares + second_moment(its, its)
-            self.differences = self.differences + second_moment(mine - its, its)
-        self.means = self.means + torch.stack([one.double().sum(1) for one in (mine, its)]).cpu().numpy()
-        self.count += its.shape[1]
-
-    def moment(self, before: Moment) -> Moment:
-        means = None if before.means is None else (self.means / self.count)[1]
-        return replace(before, columns=self.squares / self.count, means=means)
-
-    def target(self, weight: NDArray[np.float32]) -> NDArray[np.float64]:
-        """W + W E[(x - y) y^T] (E[y y^T] + ridge)^-1, x inputs in the original, y in the squeezed model."""
-        grouped = weight.astype(np.float64).reshape(len(self.squares), -1, weight.shape[1])
-        out = np.empty_like(grouped)
-        for g, square in enumerate(self.squares):
-            ridge = max(CORRECTION_RIDGE * float(np.trace(square)) / len(square), 1e-300)
-            out[g] = (
-                grouped[g]
-                + np.linalg.solve(square + ridge * np.eye(len(square)), (grouped[g] @ self.differences[g]).T).T
-            )
-        return out.reshape(weight.shape)
-
-    def mean_change(self, weight: NDArray[np.float32], squeezed: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(n_out,) what the mean of the layer's output has lost."""
-        mine, its = self.means / self.count
-        shape = len(mine), -1, weight.shape[1]
-        grouped = weight.astype(np.float64).reshape(shape), squeezed.astype(np.float64).reshape(shape)
-        return np.concatenate([a @ x - b @ y for a, b, x, y in zip(*grouped, mine, its, strict=True)])
 
 
 def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:

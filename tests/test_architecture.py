@@ -39,7 +39,7 @@ FLOORS = (
     ),
     ("fit",),
     ("layer", "metric_fit", "calibration"),
-    ("plan", "lockstep", "predicted_layer"),
+    ("plan", "lockstep", "predicted_layer", "compensation"),
     ("calibrated", "adam"),
     ("guide", "accounts"),
     ("job", "judge"),

@@ -1,0 +1,137 @@
+"""What a layer can make good of the errors of the layers before it: sums over its inputs in two models, and a fit.
+
+x are the inputs of a weight W in the original model, y those in the squeezed one. W + W E[(x - y) y^T] E[y y^T]^-1
+gives on y most nearly what W gives on x. From a few hundred inputs that is a noisy regression, of hundreds of columns
+in later layers, so it takes a ridge; and how large a one, the inputs say themselves: a fit to either half of them is
+checked on the other.
+
+Shapes: inputs (n_groups, n, n_columns) as `inputs.products` gives them, W (n_out, n_columns), its rows in n_groups
+equal runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paramcompress.calibration import second_moment
+from paramcompress.moments import Moment
+
+RIDGES = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 50.0)
+"""That are tried, in mean squares of a column."""
+_UNCHECKED_RIDGE = 0.05
+"""Of a single input, which has no halves."""
+
+
+@dataclass
+class _Sums:
+    """Over some inputs."""
+
+    squares: Any = 0.0
+    """(n_groups, n_columns, n_columns) of y y^T; 0 where nobody asked for them."""
+    differences: Any = 0.0
+    """(n_groups, n_columns, n_columns) of (x - y) y^T; 0 where nobody asked for them."""
+    totals: Any = 0.0
+    """(2, n_groups, n_columns) of x and y."""
+    count: int = 0
+
+    def add(self, x: Tensor, y: Tensor, *, diagonal: bool) -> None:
+        if not diagonal:
+            self.squares = self.squares + second_moment(y, y)
+            self.differences = self.differences + second_moment(x - y, y)
+        self.totals = self.totals + torch.stack([one.double().sum(1) for one in (x, y)]).cpu().numpy()
+        self.count += y.shape[1]
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.squares + other.squares,
+            self.differences + other.differences,
+            self.totals + other.totals,
+            self.count + other.count,
+        )
+
+    def moments(self, *, centred: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """E[y y^T] and E[(x - y) y^T], or both about the means."""
+        squares, differences = self.squares / self.count, self.differences / self.count
+        if centred:
+            x, y = self.totals / self.count
+            squares, differences = squares - _products(y, y), differences - _products(x - y, y)
+        return squares, differences
+
+
+class PairSums:
+    """Sums over the inputs of a weight in the original and in the squeezed model."""
+
+    def __init__(self) -> None:
+        self._halves = _Sums(), _Sums()
+
+    def add(self, x: Tensor, y: Tensor, *, diagonal: bool) -> None:
+        """Add inputs of both models, the same ones in the same order; `diagonal` where no fit is wanted."""
+        middle = y.shape[1] // 2
+        for half, part in zip(self._halves, (slice(middle), slice(middle, None)), strict=True):
+            half.add(x[:, part], y[:, part], diagonal=diagonal)
+
+    def moment(self, before: Moment) -> Moment:
+        """A moment of the original model with the inputs of the squeezed one."""
+        whole = self._whole
+        means = None if before.means is None else (whole.totals / whole.count)[1]
+        return replace(before, columns=whole.squares / whole.count, means=means)
+
+    def target(self, weight: NDArray[np.float32], worth: NDArray[np.float64], *, centred: bool) -> NDArray[np.float64]:
+        """(n_out, n_columns) what to approximate in place of a weight, so that the layer gives what it gave.
+
+        Args:
+            worth: (n_out,) of errors in each row.
+            centred: something behind the layer takes back what happens to the mean of its output.
+
+        Cost: O(n_columns^3) for each ridge and group.
+        """
+        grouped = weight.astype(np.float64).reshape(len(self._halves[1].squares), -1, weight.shape[1])
+        worths = worth.reshape(*grouped.shape[:2], 1)
+
+        def problem(sums: _Sums) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            squares, differences = sums.moments(centred=centred)
+            return squares, grouped @ differences
+
+        def unexplained(ridge: float) -> float:
+            """What a fit to one half leaves of the other, both ways, up to a constant."""
+            total = 0.0
+            for fitted, (squares, lost) in ((first, second), (second, first)):
+                found = _regression(*fitted, ridge)
+                total += float((worths * found * (found @ squares - 2 * lost)).sum())
+            return total
+
+        ridge = _UNCHECKED_RIDGE
+        if self._halves[0].count:
+            first, second = map(problem, self._halves)
+            ridge = min(RIDGES, key=unexplained) / 2  # of all inputs, which are twice as many
+        return (grouped + _regression(*problem(self._whole), ridge)).reshape(weight.shape)
+
+    def mean_change(self, weight: NDArray[np.float32], squeezed: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(n_out,) what the mean of the layer's output has lost."""
+        whole = self._whole
+        x, y = whole.totals / whole.count
+        shape = len(x), -1, weight.shape[1]
+        grouped = weight.astype(np.float64).reshape(shape), squeezed.astype(np.float64).reshape(shape)
+        return np.concatenate([a @ mine - b @ its for a, b, mine, its in zip(*grouped, x, y, strict=True)])
+
+    @property
+    def _whole(self) -> _Sums:
+        return self._halves[0] + self._halves[1]
+
+
+def _products(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    return left[:, :, None] * right[:, None, :]
+
+
+def _regression(squares: NDArray[np.float64], lost: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
+    """lost (squares + ridge)^-1, group by group."""
+    n = squares.shape[1]
+    mean = np.einsum("gjj->g", squares) / n
+    damped = squares + np.maximum(ridge * mean, 1e-300)[:, None, None] * np.eye(n)
+    return np.linalg.solve(damped, lost.transpose(0, 2, 1)).transpose(0, 2, 1)
