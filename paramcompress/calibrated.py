@@ -39,8 +39,11 @@ from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
 VECTOR_ERRORS = (1e-4, 0.2)
 """Relative errors between which vectors are coded, whatever the level says."""
-TYPICAL_LEVEL = 0.15
-"""Level at which dictionaries are compared where a higher one is asked for first."""
+MADE_GOOD = 4.0
+"""By what errors in scale and shift of a normalisation matter less than their sensitivities say: weights and statistics
+behind them are fitted to what they became (docs/calibration.md)."""
+HIGHEST_LEVEL = 0.125
+"""At which dictionaries are compared: where most is kept, so that they are not chosen where nothing is."""
 SIZE_POWER = 0.67
 """Bytes fall with about this power of the level."""
 MEAN_SLACK = 0.15
@@ -138,8 +141,9 @@ class Calibrated:
     def _factors(self, name: str, aim: Aim) -> Factors | None:
         """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
         fit = self.fits[name]
-        if fit.dictionary is None:  # where most is kept, so that it is not chosen where nothing is
-            fit.choose_dictionary(self.price(min(aim.level or 1.0, TYPICAL_LEVEL)))
+        asked = min(aim.level or aim.output_error or aim.rel_error or HIGHEST_LEVEL, HIGHEST_LEVEL)
+        # the nearest power of two: a search for a level chooses once or twice, and the same whenever it comes by
+        fit.choose_dictionary(self.price(2.0 ** round(math.log2(asked))))
         if aim.level > 0:
             return fit.at(self.price(aim.level))
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]
@@ -162,6 +166,8 @@ class Calibrated:
         """Relative error that the sensitivity of a vector and the price of a bit call for."""
         least, most = VECTOR_ERRORS
         heeded, norm = self.moments.vectors.get(name, 0.0), metrics.survey(value).norm
+        if self.means_return and name.removesuffix(name.rpartition(".")[2]) + "running_var" in self.moments.vectors:
+            heeded /= MADE_GOOD
         if aim.level == 0 or norm == 0 or heeded == 0:
             return least
         step = math.sqrt(self.price(aim.level) / (BIT_WEIGHT * heeded))
