@@ -14,10 +14,9 @@ M^-1 = U^T U. *Descending*: every column is chosen again, given all others. What
 good does not depend on C, for the cost is a product of what rows and what columns do; so only the search down a column
 knows of C.
 
-A column of a chain begins in the state in which the one before it ends. The state from which a column would be
-cheapest is not where the last one is, and 32 states take some rows to get anywhere: so each column ends where it and
-AHEAD rows of those behind it, as they look now, are cheapest together. Bits are saved for about two in each column, of
-which a layer with few rows has many.
+A column begins in the state in which the one before it in its chain ends. That is seldom the state from which it would
+be cheapest, and among 32 states it takes some rows to get anywhere else: so each column ends where it and AHEAD rows of
+those behind it, as they look now, are cheapest together. That saves about two bits a column.
 
 Shapes: x, points (n_columns, n_rows) in steps, as the chain runs.  M (n_groups, n_columns, n_columns), rows in n_groups
 equal runs, each with its own metric (1 but for grouped convolutions).
@@ -27,7 +26,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +42,7 @@ _BLOCK = 64
 """Columns, about, between two matrix products: within a block errors are carried one by one, beyond it all at once."""
 _FAR = np.inf
 """Cost of what no path leads to: above every cost, for metrics and numbers come from files of strangers."""
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class Worth:
 
     @cached_property
     def fed(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(n_groups, n_columns, n_columns) L, unit upper triangles, and (n_groups, n_columns) pivots d of
-        M = L^-1 diag(d) L^-T: what of a column's error each later one makes good, and what the rest costs.
+        """(n_groups, n_columns, n_columns) U, row j divided by U_jj, and (n_groups, n_columns) pivots 1 / U_jj^2: how a
+        column's error is carried to each later one, and what of it none of them makes good.
 
         Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
         """
@@ -109,8 +108,8 @@ def quantize_in_metric(
     walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
     table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
 
-    def choose(wanted: Any, carried: Any, per_wanted: Any, pivots: Any, *, again: bool) -> None:
-        """Choose all columns; what one changes is carried to the rest."""
+    def choose(wanted: _Array, carried: _Array, per_wanted: _Array, pivots: _Array, *, again: bool) -> None:
+        """Choose all columns, block by block; what one changes is carried to the rest."""
         n_groups = len(carried)
         for first in range(0, n_columns, block):
             here = slice(first, min(first + block, n_columns))
@@ -128,8 +127,8 @@ def quantize_in_metric(
     if n_passes:
         own = np.diagonal(worth.metric, axis1=1, axis2=2).copy()
         residual = (points - x).reshape(n_columns, len(own), -1).transpose(1, 0, 2)
-        slope = (worth.metric @ residual / own[:, :, None]).transpose(1, 0, 2).reshape(x.shape)
-        wanted = points - slope
+        slope = (worth.metric @ residual).transpose(1, 0, 2)
+        wanted = points - (slope / own.T[:, :, None]).reshape(x.shape)
         for _ in range(n_passes):
             choose(wanted, worth.metric, 1 / own, own, again=True)
     return points
@@ -288,7 +287,8 @@ def _search(x, worth, cost, base, rows, next_state, quantiser, loud_class, path,
 def _search_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, path, came_from, chosen):
     """`_search` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
 
-    No longer the least, since of all paths into a state only the best so far is followed, with its own errors.
+    No longer the least, since of all paths into a state only the best so far is followed, with its own errors. x may be
+    rows of several columns, whole ones but for the last.
     """
     n_states = len(quantiser)
     run = coupling.shape[1]
