@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 import paramcompress
 from paramcompress import job
+from paramcompress.calibrated import Aim, Calibrated
 from paramcompress.calibration import calibrate
+from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import Layout, encode_factored
 from paramcompress.errors import CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
@@ -353,6 +355,40 @@ def test_a_rehearsal_that_does_not_meet_the_size_is_forgotten(monkeypatch: pytes
     assert report.settings["level"] == pytest.approx(without.settings["level"], rel=0.1)  # its note takes bytes, too
 
 
+def a_job() -> Calibrated:
+    """A small net with a normalisation, about to be squeezed to a size."""
+    model = nn.Sequential(nn.Linear(24, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    weights = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    moments = calibrate(model, [torch.randn(200, 24)])
+    return Calibrated(moments, weights, EFFORTS["default"], 0, "cpu", means_return=True)
+
+
+def test_a_level_gives_the_same_bytes_whatever_was_asked_before() -> None:
+    """Dictionaries are chosen near the level that they are used at, and a search comes by more than once."""
+    one = a_job()
+    name, tensor = "0.weight", one.weights["0.weight"]
+
+    def stream(job: Calibrated, level: float) -> bytes:
+        piece = job.encode(TensorInfo(name, "float32", tuple(tensor.shape)), tensor, Aim(level))
+        assert piece is not None
+        return piece.stream
+
+    first = stream(one, 0.1)
+    fine = stream(one, 0.003)
+    assert stream(one, 0.1) == first
+    other = Calibrated(one.moments, one.weights, one.effort, 0, "cpu", means_return=True)
+    assert stream(other, 0.003) == fine
+
+
+def test_scale_and_shift_that_are_made_good_may_be_coarser() -> None:
+    job = a_job()
+    names = ("1.weight", "1.bias", "3.bias")
+    with_rehearsal = [job.vector_limit(name, job.weights[name] + 1, Aim(0.01)) for name in names]
+    job.forget_rehearsal()
+    alone = [job.vector_limit(name, job.weights[name] + 1, Aim(0.01)) for name in names]
+    assert [a / b for a, b in zip(with_rehearsal, alone, strict=True)] == pytest.approx([2, 2, 1])
+
+
 def test_coarse_statistics_are_made_good_for() -> None:
     """Mean and variance come back roughly, scale and shift so that the whole does what it did."""
     model = nn.Sequential(nn.Linear(24, 64, bias=False), nn.BatchNorm1d(64)).eval()
@@ -447,7 +483,7 @@ def test_adams_squared_gradients_tell_what_matters() -> None:
     torch.save(checkpoint, "train.pt")
     paramcompress.squeeze("train.pt", OUT, target_size=1800, importance="optimizer")
     error = (paramcompress.load_file(OUT)["0.weight"] - model[0].weight).detach().square()
-    assert float(error[rows].mean()) < 0.8 * float(error[~rows].mean())
+    assert float(error[rows].mean()) < 0.5 * float(error[~rows].mean())
     assert float(error[:, columns].mean()) < 0.5 * float(error[:, ~columns].mean())
 
 
