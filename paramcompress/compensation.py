@@ -11,7 +11,9 @@ equal runs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,9 @@ from paramcompress.calibration import second_moment
 from paramcompress.moments import Moment
 
 RIDGES = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 50.0)
-"""That are tried, in mean squares of a column."""
-_UNCHECKED_RIDGE = 0.05
-"""Of a single input, which has no halves."""
+"""That may be tried, in mean squares of a column."""
+_FIRST_RIDGE = RIDGES.index(0.05)
+"""From where the best one is looked for; of a single input, which has no halves, the one that is taken."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ class PairSums:
             worth: (n_out,) of errors in each row.
             centred: something behind the layer takes back what happens to the mean of its output.
 
-        Cost: O(n_columns^3) for each ridge and group.
+        Cost: O(n_columns^3 + n_out n_columns^2) for each group, some seven times.
         """
         grouped = weight.astype(np.float64).reshape(len(self._halves[1].squares), -1, weight.shape[1])
         worths = worth.reshape(*grouped.shape[:2], 1)
@@ -98,19 +100,25 @@ class PairSums:
             squares, differences = sums.moments(centred=centred)
             return squares, grouped @ differences
 
-        def unexplained(ridge: float) -> float:
+        @cache
+        def unexplained(at: int) -> float:
             """What a fit to one half leaves of the other, both ways, up to a constant."""
+            if not 0 <= at < len(RIDGES):
+                return math.inf
             total = 0.0
             for fitted, (squares, lost) in ((first, second), (second, first)):
-                found = _regression(*fitted, ridge)
+                found = _regression(*fitted, RIDGES[at])
                 total += float((worths * found * (found @ squares - 2 * lost)).sum())
             return total
 
-        ridge = _UNCHECKED_RIDGE
+        at, share = _FIRST_RIDGE, 1.0
         if self._halves[0].count:
             first, second = map(problem, self._halves)
-            ridge = min(RIDGES, key=unexplained) / 2  # of all inputs, which are twice as many
-        return (grouped + _regression(*problem(self._whole), ridge)).reshape(weight.shape)
+            way = 1 if unexplained(at + 1) < unexplained(at) else -1
+            while unexplained(at + way) < unexplained(at):
+                at += way
+            share = 0.5  # of all inputs, which are twice as many
+        return (grouped + _regression(*problem(self._whole), share * RIDGES[at])).reshape(weight.shape)
 
     def mean_change(self, weight: NDArray[np.float32], squeezed: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n_out,) what the mean of the layer's output has lost."""
