@@ -43,7 +43,9 @@ MADE_GOOD = 4.0
 """By what errors in scale and shift of a normalisation matter less than their sensitivities say: weights and statistics
 behind them are fitted to what they became (docs/calibration.md)."""
 HIGHEST_LEVEL = 0.125
-"""At which dictionaries are compared: where most is kept, so that they are not chosen where nothing is."""
+"""At which dictionaries are chosen: where most is kept, so that they are not chosen where nothing is."""
+NEAR = 3.0
+"""Factor between the level at which dictionaries were chosen and one at which they still serve."""
 SIZE_POWER = 0.67
 """Bytes fall with about this power of the level."""
 MEAN_SLACK = 0.15
@@ -90,6 +92,16 @@ class Calibrated:
         self.final: dict[str, Piece] = {}
         """What a rehearsal settled: what came after was fitted to just these."""
         self.fits = self._fits()
+        self.chosen_at = HIGHEST_LEVEL
+        """Level at which dictionaries are chosen, the same for a whole search, so that bytes follow the level."""
+
+    def choose_at(self, level: float) -> bool:
+        """Choose dictionaries anew where a level is far from the one that they were chosen at; whether it is."""
+        level = min(level, HIGHEST_LEVEL)
+        if self.chosen_at / NEAR < level < self.chosen_at * NEAR:
+            return False
+        self.chosen_at, self.fits = level, self._fits()
+        return True
 
     def forget_rehearsal(self) -> None:
         """Back to tensors that are encoded one by one, for want of one that meets a size."""
@@ -141,9 +153,9 @@ class Calibrated:
     def _factors(self, name: str, aim: Aim) -> Factors | None:
         """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
         fit = self.fits[name]
-        asked = min(aim.level or aim.output_error or aim.rel_error or HIGHEST_LEVEL, HIGHEST_LEVEL)
-        # the nearest power of two: a search for a level chooses once or twice, and the same whenever it comes by
-        fit.choose_dictionary(self.price(2.0 ** round(math.log2(asked))))
+        if fit.dictionary is None:
+            limit = aim.output_error or aim.rel_error or HIGHEST_LEVEL
+            fit.choose_dictionary(self.price(self.chosen_at if aim.level > 0 else min(limit, HIGHEST_LEVEL)))
         if aim.level > 0:
             return fit.at(self.price(aim.level))
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]

@@ -64,7 +64,10 @@ class Job:
     def level_for_size(self, path: Path, size: int, progress: Progress | None) -> float:
         """Smallest level whose file has at most `size` bytes."""
         try:
-            return plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
+            level = plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
+            if self.guided is not None and self.guided.calibrated.choose_at(level):
+                level = plan.level_for_size(size, lambda at: self.size_at(path, at, progress), level)
+            return level
         except BudgetError as error:
             raise self.impossible(path, error, progress) from error
 

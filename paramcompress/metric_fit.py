@@ -154,7 +154,6 @@ class MetricFit:
             coupling = (1 - COUPLING_DOUBT) * coupling + COUPLING_DOUBT * np.eye(coupling.shape[1])
         self.metric = Metric(worth, columns, coupling)
         self.dictionary, self.seed = dictionary, seed
-        self._chosen: dict[float, Dictionary] = {}
         self._prepared: _Coordinates | None = None
 
     def at(self, price: float) -> Factors:
@@ -167,15 +166,8 @@ class MetricFit:
         return self._factors(self._prepared, self.dictionary.fineness, price, N_PASSES)
 
     def choose_dictionary(self, price: float) -> None:
-        """Settle for the dictionary that costs least at a price, until another is chosen."""
-        if price not in self._chosen:
-            self._chosen[price] = self._cheapest_at(price)
-        self.dictionary = self._chosen[price]
-        if self._prepared is not None and not self._prepared.are_those_of(self.dictionary):
-            self._prepared = None
-
-    def _cheapest_at(self, price: float) -> Dictionary:
-        """First the transform, then low rank beside it; after each the step."""
+        """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
+        each the step."""
         narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
         mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
         names = ("none", "patch", "cosine") if mixes else ("none",)
@@ -185,7 +177,7 @@ class MetricFit:
         beside = [replace(best, low_rank=one) for one in self._low_ranks()]
         if beside and (found := self._cheapest([best, *beside], price)) is not best:
             best = self._with_step(found, price)
-        return best
+        self.dictionary = best
 
     def _with_step(self, dictionary: Dictionary, price: float) -> Dictionary:
         """A dictionary with the fineness that costs least; theory's, unless that costs clearly more."""

@@ -363,21 +363,23 @@ def a_job() -> Calibrated:
     return Calibrated(moments, weights, EFFORTS["default"], 0, "cpu", means_return=True)
 
 
-def test_a_level_gives_the_same_bytes_whatever_was_asked_before() -> None:
-    """Dictionaries are chosen near the level that they are used at, and a search comes by more than once."""
-    one = a_job()
-    name, tensor = "0.weight", one.weights["0.weight"]
+def test_dictionaries_are_chosen_near_the_level_that_they_serve() -> None:
+    """And stay while a level is searched for: its bytes must not depend on what was asked before."""
+    job = a_job()
+    name, tensor = "0.weight", job.weights["0.weight"]
 
-    def stream(job: Calibrated, level: float) -> bytes:
+    def stream(level: float) -> bytes:
         piece = job.encode(TensorInfo(name, "float32", tuple(tensor.shape)), tensor, Aim(level))
         assert piece is not None
         return piece.stream
 
-    first = stream(one, 0.1)
-    fine = stream(one, 0.003)
-    assert stream(one, 0.1) == first
-    other = Calibrated(one.moments, one.weights, one.effort, 0, "cpu", means_return=True)
-    assert stream(other, 0.003) == fine
+    first, fine = stream(0.1), stream(0.003)
+    assert stream(0.1) == first
+    assert not job.choose_at(0.12)
+    assert stream(0.003) == fine
+    assert job.choose_at(0.003)
+    assert stream(0.003) != fine
+    assert not job.choose_at(0.0035)
 
 
 def test_scale_and_shift_that_are_made_good_may_be_coarser() -> None:

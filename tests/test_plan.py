@@ -209,3 +209,13 @@ def test_a_target_above_everything_gives_a_fine_level() -> None:
 
 def test_the_default_is_the_documented_one() -> None:
     assert plan.DEFAULT_MAX_REL_ERROR == 0.03
+
+
+def test_a_guess_saves_encodings() -> None:
+    """Of a level that is a tenth off, on either side."""
+    target = 50_000
+    right = level_for_size(target, smooth)
+    for guess in (right * 1.1, right / 1.1):
+        size, asked = counted(smooth)
+        assert 0.995 * target <= smooth(level_for_size(target, size, guess)) <= target
+        assert len(asked) <= 5
