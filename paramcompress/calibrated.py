@@ -154,8 +154,7 @@ class Calibrated:
         """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
         fit = self.fits[name]
         if fit.dictionary is None:
-            limit = aim.output_error or aim.rel_error or HIGHEST_LEVEL
-            fit.choose_dictionary(self.price(self.chosen_at if aim.level > 0 else min(limit, HIGHEST_LEVEL)))
+            fit.choose_dictionary(self.price(self.chosen_at))
         if aim.level > 0:
             return fit.at(self.price(aim.level))
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]
@@ -178,7 +177,8 @@ class Calibrated:
         """Relative error that the sensitivity of a vector and the price of a bit call for."""
         least, most = VECTOR_ERRORS
         heeded, norm = self.moments.vectors.get(name, 0.0), metrics.survey(value).norm
-        if self.means_return and name.removesuffix(name.rpartition(".")[2]) + "running_var" in self.moments.vectors:
+        beside = name[: name.rfind(".") + 1] + "running_var"
+        if self.means_return and beside in self.moments.vectors:
             heeded /= MADE_GOOD
         if aim.level == 0 or norm == 0 or heeded == 0:
             return least
