@@ -53,7 +53,9 @@ MEAN_SLACK = 0.15
 VARIANCE_ERRORS = (0.3, 1e-3)
 """Relative errors between which variances are coded."""
 VARIANCE_RATIOS = (0.5, 4.0)
-"""What a coarse variance may be of what it stands for."""
+"""What a coarse variance may be of what it stands for; more for channels that are scaled to next to nothing."""
+QUIET = 0.1
+"""Scale, in root mean squares of all, below which a channel is one of these, also with the variance that it is given."""
 ROW_DOUBT = 0.25
 """Mean sensitivities that are added to each row's where rows are chosen by the input: what a few hundred inputs never
 chose may be chosen some day."""
@@ -121,7 +123,8 @@ class Calibrated:
             factors = self._factors(info.name, aim)
             return None if factors is None else layer.piece_of(info, tensor, factors)
         if info.name in self.weights and info.name in self.moments.vectors and aim.level > 0:
-            return self.encode_vector(info, tensor, self.vector_limit(info.name, tensor, aim))
+            limit = self.vector_limit(info.name, tensor, aim)
+            return self.encode_vector(info, tensor, limit, is_variance=layer.is_variance(info.name))
         return None
 
     def output_error(self, name: str, original: Tensor, decoded: Tensor) -> float | None:
@@ -185,9 +188,10 @@ class Calibrated:
         step = math.sqrt(self.price(aim.level) / (BIT_WEIGHT * heeded))
         return min(max(math.sqrt(MSE_OF_STEP * value.numel()) * step / norm, least), most)
 
-    def encode_vector(self, info: TensorInfo, value: Tensor, limit: float) -> Piece:
+    def encode_vector(self, info: TensorInfo, value: Tensor, limit: float, *, is_variance: bool = False) -> Piece:
         """A vector, corrected or not, to a relative error; what is stated is the error against the checkpoint's."""
-        piece = layer.encode(info, value, Setting(limit), self.effort, self.seed, self.device)
+        setting = Setting(limit, is_variance=is_variance)
+        piece = layer.encode(info, value, setting, self.effort, self.seed, self.device)
         original = self.weights[info.name]
         if value is original or piece.entry.codec != FACTORED:
             return piece
@@ -341,7 +345,8 @@ class _Rehearsal:
         coarse = (
             self.first_aim.level > 0 and original.affine and {names["weight"], names["bias"]} <= self.job.weights.keys()
         )
-        found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, coarse)
+        scale = original.weight.detach().double() if coarse else None
+        found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, scale)
         limit = float(MEAN_SLACK * deviation.norm() / mean.norm().clamp(min=1e-30)) if coarse else None
         found_mean = self._vector(
             names["running_mean"], mean, squeezed.running_mean, limit and min(limit, 1.0)
@@ -355,27 +360,26 @@ class _Rehearsal:
             shift = shift + (slope - per_deviation) * mean
             self._vector(names["bias"], shift, squeezed.bias)
 
-    def _variance(self, name: str, variance: Tensor, place: Tensor, eps: float, coarse: bool) -> Tensor:
-        """Code a variance so that each entry keeps its order of magnitude; returns what will come back."""
-        limit = VARIANCE_ERRORS[0] if coarse else VARIANCE_ERRORS[1]
-        while True:
+    def _variance(self, name: str, variance: Tensor, place: Tensor, eps: float, scale: Tensor | None) -> Tensor:
+        """Code a variance; returns what will come back. Coarse where there is a scale to make good for it, but so that
+        each entry that matters keeps its order of magnitude: the model may be trained further some day."""
+        least, most = VARIANCE_RATIOS
+        limit, dtype = VARIANCE_ERRORS[0], self.job.weights[name].dtype
+        while scale is not None and limit > VARIANCE_ERRORS[1]:
             step = limit * float(variance.square().mean().sqrt()) / math.sqrt(MSE_OF_STEP)
-            lifted = (
-                torch.maximum(variance, (VARIANCE_RATIOS[1] / 2 * variance).clamp(max=step)) if coarse else variance
-            )
-            value = lifted.to(self.job.weights[name].dtype)
+            may_rise = scale.square() * (step + eps) / (variance + eps) < QUIET**2 * scale.square().mean()
+            lifted = torch.maximum(variance, torch.where(may_rise, step, (most / 2 * variance).clamp(max=step)))
+            value = lifted.to(dtype)
             piece = self.job.encode_vector(_info(name, value), value, limit)
-            found = layer.decode(piece.entry, piece.stream).double()
-            ratio = (found + eps) / (variance + eps)
-            if limit <= VARIANCE_ERRORS[1] or bool(
-                (ratio > VARIANCE_RATIOS[0]).all() and (ratio < VARIANCE_RATIOS[1]).all()
-            ):
+            ratio = (layer.decode(piece.entry, piece.stream).double() + eps) / (variance + eps)
+            if bool(((ratio > least) & ((ratio < most) | may_rise)).all()):
                 break
             limit *= 0.7
-        if piece.entry.codec == FACTORED:
-            self._settle(_info(name, value), piece, place)
-            return found
-        return self.job.weights[name].double()
+        else:
+            value = variance.to(dtype)
+            piece = self.job.encode_vector(_info(name, value), value, VARIANCE_ERRORS[1], is_variance=True)
+        found = self._settle(_info(name, value), piece if piece.entry.codec == FACTORED else None, place)
+        return self.job.weights[name].double() if found is None else found.double()
 
 
 def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:

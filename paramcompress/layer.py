@@ -28,6 +28,11 @@ from paramcompress.predicted import PREDICTED
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
 _MOST_TRIES = 6
+VARIANCE_RATIOS = (0.8, 1.25)
+"""What may come back of a variance, by itself, with what normalisations add to it."""
+_VARIANCES = "running_var", "moving_variance"
+_ADDED = 1e-5
+"""What torch's normalisations add to a variance."""
 _SEEN_WEIGHTS = 1 << 21
 """Weights decoded and measured at a time."""
 
@@ -42,6 +47,8 @@ class Setting:
     firm: bool = True
     """False where density or rank were set by hand and no limit was asked for: the error is then reported, not
     bounded."""
+    is_variance: bool = False
+    """Whether a model divides by the root of each entry: then each keeps its order of magnitude, too."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,9 @@ def encode(
             note = "holds NaN or Inf, kept exactly"
         else:
             piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device, prove)
+            while piece is not None and setting.is_variance and not _keeps_magnitudes(tensor, piece):
+                setting = replace(setting, limit=setting.limit / 4)
+                piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device, prove)
             if piece is not None:
                 return piece
     return replace(_encode_exact(info, tensor), note=note)
@@ -126,6 +136,21 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
     if found != entry.crc:
         raise ValueError("the expanded weights do not have the hash that the file states")
     return tensor
+
+
+def is_variance(name: str) -> bool:
+    """Whether a tensor of that name is one that normalisations divide by the root of.
+
+    >>> is_variance("layer1.0.bn1.running_var"), is_variance("running_mean")
+    (True, False)
+    """
+    return name.rpartition(".")[2] in _VARIANCES
+
+
+def _keeps_magnitudes(variance: Tensor, piece: Piece) -> bool:
+    found = decode(piece.entry, piece.stream)
+    ratio = (found.double() + _ADDED) / (variance.double() + _ADDED)
+    return bool(((ratio > VARIANCE_RATIOS[0]) & (ratio < VARIANCE_RATIOS[1])).all())
 
 
 def _encode_factored(

@@ -15,7 +15,7 @@ from typing import Any
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.errors import BudgetError, ConfigError
 from paramcompress.fit import Choice
-from paramcompress.layer import FLOATS, Setting
+from paramcompress.layer import FLOATS, Setting, is_variance
 from paramcompress.patterns import matching
 from paramcompress.records import Override
 
@@ -53,13 +53,15 @@ class Plan:
         if override.exact or info.dtype not in FLOATS or (info.name not in self.squeezed and override == Override()):
             return Setting(0.0)
         choice = Choice(override.dictionary, override.rank, override.density)
+        by_hand = choice.rank is not None or choice.density is not None
+        as_variance = is_variance(info.name) and not by_hand
         if override.max_rel_error is not None:
-            return Setting(override.max_rel_error, choice)
+            return Setting(override.max_rel_error, choice, is_variance=as_variance)
         share = self.shares.get(info.name, 1.0)
         limit = min(level * share, 1.0) if is_matrix(info.shape) else min(self.vector_limit, level)
         if choice != Choice() and limit == 0:
             limit = level
-        return Setting(limit, choice, firm=choice.rank is None and choice.density is None)
+        return Setting(limit, choice, firm=not by_hand, is_variance=as_variance)
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:

@@ -415,6 +415,30 @@ def test_coarse_statistics_are_made_good_for() -> None:
     assert float(change) < 0.01
 
 
+def test_a_dead_channel_does_not_call_for_fine_variances() -> None:
+    """It may get a larger one, which its scale makes good for. One that is heard keeps the order of magnitude."""
+    bits, ratios = [], []
+    for scale in (1e-4, 0.1):
+        model = nn.Sequential(nn.Linear(24, 64, bias=False), nn.BatchNorm1d(64)).eval()
+        with torch.no_grad():
+            model[1].running_mean.normal_()
+            model[1].running_var.copy_(torch.rand(64) + 0.5)[5] = 1e-4
+            model[1].weight.copy_(torch.rand(64) + 0.5)[5] = scale
+            model[1].bias.normal_()
+        batches = list(torch.randn(4, 64, 24))
+        state = model.state_dict()
+        report = paramcompress.squeeze(state, OUT, force=True, bits_per_weight=10, model=model, batches=batches)
+        bits += [one.bits_per_weight for one in report.layers if one.name == "1.running_var"]
+        ratios.append(float(paramcompress.load_file(OUT)["1.running_var"][5]) / 1e-4)
+        squeezed, x = copy.deepcopy(model), torch.randn(500, 24)
+        paramcompress.load_into(squeezed, OUT)
+        with torch.no_grad():
+            assert float((squeezed(x) - model(x)).square().mean() / model(x).var()) < 0.01
+    assert bits[0] < 0.5 * bits[1]
+    assert ratios[0] > 10
+    assert 0.3 < ratios[1] < 5
+
+
 def test_moments_in_a_file_serve_without_a_model() -> None:
     model = models.load("conv")
     calibrate(model, models.digits_batches()).save("stats.safetensors")

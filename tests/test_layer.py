@@ -45,6 +45,28 @@ def true_error(original: Tensor, decoded: Tensor) -> float:
     return float(torch.linalg.norm(scaled[0] - scaled[1]) / torch.linalg.norm(scaled[0]))
 
 
+def test_entries_of_a_variance_keep_their_magnitude() -> None:
+    """What a model divides by the root of must not become zero; nor may it cost more than that takes."""
+    variance = torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.5
+    variance[:4] = torch.tensor([1e-4, 3e-3, 1e-9, 0.0])
+    info = TensorInfo("bn.running_var", "float32", (64,))
+    plain, kept = (
+        encode(info, variance, Setting(1e-3, is_variance=one), EFFORTS["default"], 0, "cpu") for one in (False, True)
+    )
+    assert decode(plain.entry, plain.stream)[0] == 0
+    ratio = (decode(kept.entry, kept.stream) + 1e-5) / (variance + 1e-5)
+    assert 0.8 < float(ratio.min()) < float(ratio.max()) < 1.25
+    assert kept.entry.codec == codec.FACTORED
+    assert layer.is_variance("a.running_var") and not layer.is_variance("running_var.weight")
+
+
+def test_a_variance_that_no_step_holds_is_kept_exactly() -> None:
+    variance = torch.cat([torch.full((8,), 1e8), torch.full((8,), 1e-5)])
+    info = TensorInfo("running_var", "float32", (16,))
+    piece = encode(info, variance, Setting(1e-3, is_variance=True), EFFORTS["default"], 0, "cpu")
+    assert torch.equal(decode(piece.entry, piece.stream), variance)
+
+
 # ------------------------------------------------------------------------------------------- any tensor
 
 
