@@ -42,8 +42,8 @@ def bound_of(fit: MetricFit, price: float) -> tuple[float, float]:
     """Bits and cost / price where reverse water-filling has the slope of that price, in the fit's dictionary."""
     assert fit.dictionary is not None
     found = fit._coordinates(fit.dictionary)
-    scale = np.sqrt(found.column_square)
-    spectra = [np.linalg.eigvalsh(metric * scale[:, None] * scale) for metric in found.metrics[0]]
+    scale = np.sqrt(found.space.column_square)
+    spectra = [np.linalg.eigvalsh(metric * scale[:, None] * scale) for metric in found.space.metrics[0]]
     water = price / (2 * math.log(2))
     per_row = ((found.x**2).mean(0) * fit.metric.rows).reshape(len(spectra), -1)
     bits = cost = 0.0

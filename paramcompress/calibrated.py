@@ -55,7 +55,7 @@ VARIANCE_ERRORS = (0.3, 1e-3)
 VARIANCE_RATIOS = (0.5, 4.0)
 """What a coarse variance may be of what it stands for; more for channels that are scaled to next to nothing."""
 QUIET = 0.1
-"""Scale, in root mean squares of all, below which a channel is one of these, also with the variance that it is given."""
+"""Scale, in root mean squares of all, below which a channel is one of these, with the variance that it is given."""
 ROW_DOUBT = 0.25
 """Mean sensitivities that are added to each row's where rows are chosen by the input: what a few hundred inputs never
 chose may be chosen some day."""
@@ -102,7 +102,9 @@ class Calibrated:
         level = min(level, HIGHEST_LEVEL)
         if self.chosen_at / NEAR < level < self.chosen_at * NEAR:
             return False
-        self.chosen_at, self.fits = level, self._fits()
+        self.chosen_at = level
+        for fit in self.fits.values():
+            fit.dictionary = None
         return True
 
     def forget_rehearsal(self) -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from paramcompress.entropy import DEAD, Scales
@@ -46,32 +47,47 @@ _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Feeding:
+    """A metric, and how errors are carried on in it."""
+
+    metric: NDArray[np.float64]
+    """(n_groups, n_columns, n_columns), symmetric, positive definite."""
+
+    @cached_property
+    def factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(n_groups, n_columns, n_columns) U, row j divided by U_jj, and (n_groups, n_columns) pivots 1 / U_jj^2: how a
+        column's error is carried to each later one, and what of it none of them makes good.
+
+        M = V V^T with V an upper triangle, the Cholesky factor of M turned round, so U is its inverse.
+        Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
+        """
+        turned = np.linalg.cholesky(self.metric[:, ::-1, ::-1])
+        roots = torch.from_numpy(turned[:, ::-1, ::-1].copy())
+        identity = torch.eye(roots.shape[-1], dtype=roots.dtype).expand_as(roots)
+        upper = torch.linalg.solve_triangular(roots, identity, upper=True).numpy()
+        pivots = np.diagonal(upper, axis1=1, axis2=2).copy()
+        upper /= pivots[:, :, None]
+        return upper, 1 / pivots**2
+
+
+@dataclass(frozen=True)
 class Worth:
     """What errors cost, in bits."""
 
     rows: NDArray[np.float64]
     """(n_rows,) bits that one squared step costs in each row, for a metric of 1."""
-    metric: NDArray[np.float64]
-    """(n_groups, n_columns, n_columns), symmetric, positive definite."""
+    feeding: Feeding
     coupling: NDArray[np.float64] | None = None
     """(n_runs, run, run) C, for rows in n_runs equal runs: unit lower triangles. None where each row counts alone."""
 
-    @cached_property
-    def fed(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(n_groups, n_columns, n_columns) U, row j divided by U_jj, and (n_groups, n_columns) pivots 1 / U_jj^2: how a
-        column's error is carried to each later one, and what of it none of them makes good.
-
-        Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
-        """
-        upper = np.stack([np.linalg.cholesky(np.linalg.inv(metric)).T for metric in self.metric])
-        roots = np.diagonal(upper, axis1=1, axis2=2).copy()
-        upper /= roots[:, :, None]
-        return upper, 1 / roots**2
+    @property
+    def metric(self) -> NDArray[np.float64]:
+        return self.feeding.metric
 
     @property
     def pivots(self) -> NDArray[np.float64]:
         """(n_groups, n_columns) cost of an error in a column, once those after it have made good what they can."""
-        return self.fed[1]
+        return self.feeding.factors[1]
 
 
 def quantize_in_metric(
@@ -122,7 +138,7 @@ def quantize_in_metric(
                 for rest in (slice(0, here.start if again else 0), slice(here.stop, n_columns)):
                     wanted[rest, rows] -= per_wanted[g, rest, None] * (carried[g, here, rest].T @ change[here, rows])
 
-    upper, pivots = worth.fed
+    upper, pivots = worth.feeding.factors
     choose(x.copy(), upper, np.ones_like(pivots), pivots, again=False)
     if n_passes:
         own = np.diagonal(worth.metric, axis1=1, axis2=2).copy()

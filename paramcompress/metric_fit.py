@@ -33,7 +33,7 @@ from paramcompress import prices
 from paramcompress.codec import Factors, Layout, LowRank, Symbols
 from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
-from paramcompress.feedback import Worth, quantize_in_metric
+from paramcompress.feedback import Feeding, Worth, quantize_in_metric
 from paramcompress.fit import Effort, ranks
 from paramcompress.fit.scales import DEAD_PEAK, Profile, wants_zero
 from paramcompress.fit.transforms import Transform
@@ -154,16 +154,14 @@ class MetricFit:
             coupling = (1 - COUPLING_DOUBT) * coupling + COUPLING_DOUBT * np.eye(coupling.shape[1])
         self.metric = Metric(worth, columns, coupling)
         self.dictionary, self.seed = dictionary, seed
-        self._prepared: _Coordinates | None = None
+        self._last: _Coordinates | None = None
 
     def at(self, price: float) -> Factors:
         """Factors at `price` units of cost a bit; at the first, the dictionary is chosen that costs least there."""
         if self.dictionary is None:
             self.choose_dictionary(price)
         assert self.dictionary is not None
-        if self._prepared is None:
-            self._prepared = self._coordinates(self.dictionary)
-        return self._factors(self._prepared, self.dictionary.fineness, price, N_PASSES)
+        return self._factors(self._coordinates(self.dictionary), self.dictionary.fineness, price, N_PASSES)
 
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
@@ -190,27 +188,27 @@ class MetricFit:
         return candidates[int(np.argmin(self._costs(candidates, price)))]
 
     def _costs(self, candidates: Sequence[Dictionary], price: float) -> list[float]:
-        """What each costs; what those that lie side by side have in common is prepared once."""
-        costs = []
-        prepared: _Coordinates | None = None
-        for one in candidates:
-            if prepared is None or not prepared.are_those_of(one):
-                prepared = self._coordinates(one)
-            costs.append(self._cost(prepared, one, price))
-        return costs
+        return [self._cost(one, price) for one in candidates]
 
-    def _cost(self, one: _Coordinates, dictionary: Dictionary, price: float) -> float:
+    def _cost(self, dictionary: Dictionary, price: float) -> float:
         """About what a weight costs with that dictionary, its error and its bits together."""
-        found = self._factors(one, dictionary.fineness, price, 0)
+        found = self._factors(self._coordinates(dictionary), dictionary.fineness, price, 0)
         bits = 8.0 * dictionary.n_bytes
         if (stored := found.stored) is not None and stored.scales is not None:
             bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
         return self.metric.cost(found.reconstruct() - self.target) + price * bits
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
-        low_rank = dictionary.low_rank
-        rest = self.target if low_rank is None else self.target - low_rank.product()
-        return _Coordinates(dictionary, rest, self.metric)
+        """Those of a dictionary: the last ones, or with what they have in common with these."""
+        if self._last is None or not self._last.are_those_of(dictionary):
+            low_rank = dictionary.low_rank
+            rest = self.target if low_rank is None else self.target - low_rank.product()
+            space = None if self._last is None else self._last.space
+            if space is None or not space.is_that_of(dictionary.transform):
+                self._last = None  # there is no room for two
+                space = _Space(dictionary.transform, self.target, self.metric)
+            self._last = _Coordinates(dictionary, rest, space)
+        return self._last
 
     def _low_ranks(self) -> Iterator[LowRank]:
         """Quantised low-rank parts worth trying: nearest to the weight where its errors cost (a decomposition of the
@@ -241,10 +239,10 @@ class MetricFit:
                     yield found
 
     def _factors(self, one: _Coordinates, fineness: float, price: float, n_passes: int) -> Factors:
-        x, metrics = one.shrunk(price)
+        x = one.shrunk(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
-        worths = [Worth(bits, metric, coupling) for metric in metrics]
+        worths = [Worth(bits, feeding, coupling) for feeding in one.space.feedings(price)]
         pivots = np.concatenate([worth.pivots for worth in worths], 1)
         step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(pivots).mean()))) / fineness
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
@@ -262,7 +260,7 @@ class MetricFit:
             points = np.concatenate(
                 [
                     quantize_in_metric(x[at], replace(scales, columns=scales.columns[at]), trellis, cost, worth, passes)
-                    for at, worth in zip(one.places, worths, strict=True)
+                    for at, worth in zip(one.space.places, worths, strict=True)
                 ]
             )
             symbols = Symbols(points, scales, trellis)
@@ -299,73 +297,109 @@ def _piece_columns(n_rows: int, period: int) -> int:
     return least * max(1, _PIECE // least)
 
 
-class _Coordinates:
-    """Target and metric in the coordinates of a dictionary, with what shrinking at several prices has in common.
+def _row_square(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_rows,) mean square of each row, none of them nothing."""
+    mean: NDArray[np.float64] = squares.mean(1)
+    return np.maximum(mean, 1e-4 * max(float(mean.mean()), 1e-300))
+
+
+def _shrinkage(price: float, worth: NDArray[np.float64], row_square: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_rows,) mu."""
+    return SHRINKAGE * price / (worth * row_square)
+
+
+class _Space:
+    """A metric in the coordinates of a transform, and all of it that takes n_columns^3.
 
     A transform mixes columns of one kernel only, so of a metric that is a diagonal no more than pieces along it are
     ever written out: for n columns they take n times the columns of a piece, not n^2.
     """
 
-    def __init__(self, dictionary: Dictionary, target: NDArray[np.float64], metric: Metric) -> None:
-        self.dictionary, self.worth, self.gram = dictionary, metric.rows, metric.gram
+    def __init__(self, transform: Transform, target: NDArray[np.float64], metric: Metric) -> None:
+        self.transform, self.worth, self.gram = transform, metric.rows, metric.gram
         self.n_groups = len(metric.columns)
         n_rows, n_columns = target.shape
-        basis = dictionary.transform.matrix
-        period = 1 if basis is None else len(basis)
+        period = 1 if transform.matrix is None else len(transform.matrix)
         width = n_columns if metric.columns.ndim == 3 else _piece_columns(n_rows, period)
         self.places = [slice(at, min(at + width, n_columns)) for at in range(0, n_columns, width)]
         if metric.columns.ndim == 3:
             self.metrics = [metric.columns]
         else:
             self.metrics = [np.stack([np.diag(one) for one in metric.columns[:, at]]) for at in self.places]
-        x = target
-        if basis is not None:
-            x = (target.reshape(-1, period) @ np.linalg.inv(basis).T).reshape(target.shape)
-            self.metrics = [_transformed(one, basis) for one in self.metrics]
-        self.x = np.ascontiguousarray(x.T)
-        row_square = (x**2).mean(1)
-        self.row_square = np.maximum(row_square, 1e-4 * max(float(row_square.mean()), 1e-300))
-        columns = (x**2).mean(0)
+        if transform.matrix is not None:
+            self.metrics = [_transformed(one, transform.matrix) for one in self.metrics]
+        squares = self.coordinates(target) ** 2
+        self.row_square, columns = _row_square(squares), squares.mean(0)
         self.column_square = columns / max(float(columns.mean()), 1e-300) + 1e-3
         scale = np.sqrt(self.column_square)
         self.spectra = [
             np.linalg.eigh(one * scale[at, None] * scale[at]) for one, at in zip(self.metrics, self.places, strict=True)
         ]
+        self._fed: tuple[float, list[Feeding]] | None = None
+
+    def coordinates(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        basis = self.transform.matrix
+        if basis is None:
+            return weight
+        return (weight.reshape(-1, len(basis)) @ np.linalg.inv(basis).T).reshape(weight.shape)
+
+    def is_that_of(self, transform: Transform) -> bool:
+        mine, its = self.transform.matrix, transform.matrix
+        return mine is its or (mine is not None and its is not None and np.array_equal(mine, its))
+
+    def feedings(self, price: float) -> list[Feeding]:
+        """Of the metric of each piece with what shrinking adds to it, in the mean over the rows of each group. They are
+        kept, and serve at up to twice that price and down to half of it."""
+        near = 4.0 ** round(math.log(price, 4))
+        if self._fed is None or self._fed[0] != near:
+            self._fed = None  # there is no room for two
+            added = np.exp(np.log(_shrinkage(near, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
+            diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
+            pairs = zip(self.metrics, diagonals, strict=True)
+            self._fed = near, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
+        return self._fed[1]
+
+
+class _Coordinates:
+    """A target in the coordinates of a dictionary."""
+
+    def __init__(self, dictionary: Dictionary, rest: NDArray[np.float64], space: _Space) -> None:
+        self.dictionary, self.space = dictionary, space
+        x = space.coordinates(rest)
+        self.x = np.ascontiguousarray(x.T)
+        self.row_square = _row_square(x**2)
 
     def are_those_of(self, dictionary: Dictionary) -> bool:
         """Whether another dictionary has the same: it differs in fineness only."""
-        mine = self.dictionary
-        return dictionary.transform is mine.transform and dictionary.low_rank is mine.low_rank
+        return dictionary.low_rank is self.dictionary.low_rank and self.space.is_that_of(dictionary.transform)
 
-    def shrunk(self, price: float) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-        """x (n_columns, n_rows) shrunk, and the metric of each piece with what shrinking adds to it in the mean over
-        rows."""
-        mu = SHRINKAGE * price / (self.worth * self.row_square)
-        n_here = len(self.worth) // self.n_groups
-        largest = [max(float(values[g].max()) for values, _ in self.spectra) for g in range(self.n_groups)]
+    def shrunk(self, price: float) -> NDArray[np.float64]:
+        """x (n_columns, n_rows) shrunk."""
+        space = self.space
+        mu = _shrinkage(price, space.worth, self.row_square)
+        n_here = len(mu) // space.n_groups
+        largest = [max(float(values[g].max()) for values, _ in space.spectra) for g in range(space.n_groups)]
         out = np.empty_like(self.x)
-        for at, (spectrum, vectors) in zip(self.places, self.spectra, strict=True):
-            scale = np.sqrt(self.column_square[at])[:, None]
-            for g in range(self.n_groups):
+        for at, (spectrum, vectors) in zip(space.places, space.spectra, strict=True):
+            scale = np.sqrt(space.column_square[at])[:, None]
+            for g in range(space.n_groups):
                 rows = slice(g * n_here, (g + 1) * n_here)
                 values = np.maximum(spectrum[g], 1e-9 * largest[g])[:, None]
                 inside = vectors[g].T @ (self.x[at, rows] / scale)
                 out[at, rows] = scale * (vectors[g] @ (inside * (values / (values + mu[rows]))))
-        mean = np.exp(np.log(mu).reshape(self.n_groups, -1).mean(1))[:, None, None]
-        return out, [
-            one + mean * np.diag(1 / self.column_square[at]) for one, at in zip(self.metrics, self.places, strict=True)
-        ]
+        return out
 
     def gain(self, found: NDArray[np.floating]) -> float:
         """What to multiply `found` (n_columns, n_rows) with so that its error costs least."""
-        n_here = len(self.worth) // self.n_groups
+        gram, n_groups = self.space.gram, self.space.n_groups
+        n_here = self.x.shape[1] // n_groups
         product = square = 0.0
-        run = self.gram.shape[1]
-        for metric, at in zip(self.metrics, self.places, strict=True):
-            for g in range(self.n_groups):
+        run = gram.shape[1]
+        for metric, at in zip(self.space.metrics, self.space.places, strict=True):
+            for g in range(n_groups):
                 rows = slice(g * n_here, (g + 1) * n_here)
                 image = (metric[g] @ found[at, rows]).reshape(len(metric[g]), -1, 1, run)
-                image = (image @ self.gram[rows.start // run : rows.stop // run]).reshape(len(metric[g]), -1)
+                image = (image @ gram[rows.start // run : rows.stop // run]).reshape(len(metric[g]), -1)
                 product += float((image * self.x[at, rows]).sum())
                 square += float((image * found[at, rows]).sum())
         return product / square if square > 0 else 1.0

@@ -106,7 +106,6 @@ def test_low_rank_is_found_where_it_pays(rng: np.random.Generator) -> None:
     found = fit.at(0.01)
     assert found.rank >= 2
     fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
-    fit._prepared = None
     plain = fit.at(0.01)
     costs = [metric.cost(one.reconstruct() - weight) + 0.08 * len(encode_factored(one)) for one in (found, plain)]
     assert costs[0] < 0.9 * costs[1]
@@ -159,7 +158,6 @@ def test_the_step_is_finer_where_a_few_columns_cost_most(rng: np.random.Generato
             assert fit.dictionary is not None
             assert fit.dictionary.fineness > 1
             fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
-            fit._prepared = None
         found = fit.at(0.02)
         sums.append(metric.cost(found.reconstruct() - weight) + 0.02 * 8 * len(encode_factored(found)))
     assert sums[0] < 0.8 * sums[1]

@@ -11,7 +11,7 @@ from helpers import EVERY_TRELLIS, parity_of, uniform_scales
 
 from paramcompress import entropy, prices
 from paramcompress.entropy import DEAD, Scales
-from paramcompress.feedback import Worth, quantize_in_metric
+from paramcompress.feedback import Feeding, Worth, quantize_in_metric
 from paramcompress.quantize import quantize
 from paramcompress.trellis import Trellis, columns_per_chain
 
@@ -72,7 +72,7 @@ def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.G
     trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(1, 300), prices.cost_table()
     weight = 0.46
     plain = quantize(x.astype(np.float32), scales, trellis, cost, weight)
-    worth = Worth(np.full(300, 1 / weight), np.eye(1)[None])
+    worth = Worth(np.full(300, 1 / weight), Feeding(np.eye(1)[None]))
     found = quantize_in_metric(x, scales, trellis, cost, worth, 0)
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (plain, found)]
     assert sums[1] == pytest.approx(sums[0], rel=1e-5 if n_states > 1 else 3e-3)
@@ -89,7 +89,7 @@ def test_points_are_on_the_trellis_and_pack(n_states: int, coupled: bool, rng: n
     scales.rows[[3, 17]] = DEAD
     scales.columns[[0, 1, 70, 149]] = DEAD
     coupling = a_coupling(rng, 6, 4) if coupled else None
-    worth = Worth(rng.random(n_rows) + 0.5, a_metric(rng, n_columns, n_groups=3), coupling)
+    worth = Worth(rng.random(n_rows) + 0.5, Feeding(a_metric(rng, n_columns, n_groups=3)), coupling)
     trellis, cost = EVERY_TRELLIS[n_states], prices.cost_table()
     points = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     bits_of(points, scales, trellis, cost)  # asserts
@@ -109,7 +109,7 @@ def test_short_columns_are_chosen_nearly_as_one_long(n_states: int, rng: np.rand
         one, scales, worth = (
             x.reshape(shape),
             uniform_scales(*shape),
-            Worth(np.full(shape[1], 2.0), np.eye(shape[0])[None]),
+            Worth(np.full(shape[1], 2.0), Feeding(np.eye(shape[0])[None])),
         )
         points = quantize_in_metric(one, scales, trellis, cost, worth, 0)
         sums.append(sum_of(one, points, scales, trellis, cost, worth))
@@ -123,7 +123,7 @@ def test_every_pass_lowers_the_sum(n_states: int, coupled: bool, rng: np.random.
     x = rng.standard_normal((90, 40)) * 1.5
     trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(90, 40), prices.cost_table()
     coupling = a_coupling(rng, 4, 10) if coupled else None
-    worth = Worth(rng.random(40) + 0.5, a_metric(rng, 90, n_groups=2), coupling)
+    worth = Worth(rng.random(40) + 0.5, Feeding(a_metric(rng, 90, n_groups=2)), coupling)
     sums = [
         sum_of(x, quantize_in_metric(x, scales, trellis, cost, worth, n), scales, trellis, cost, worth)
         for n in range(4)
@@ -137,7 +137,7 @@ def test_no_column_can_be_chosen_better(rng: np.random.Generator) -> None:
     n_columns, n_rows, trellis = 4, 2, EVERY_TRELLIS[1]
     x = rng.standard_normal((n_columns, n_rows)) * 2
     scales, cost = uniform_scales(n_columns, n_rows), prices.cost_table()
-    worth = Worth(np.array([2.0, 0.7]), a_metric(rng, n_columns))
+    worth = Worth(np.array([2.0, 0.7]), Feeding(a_metric(rng, n_columns)))
     points = quantize_in_metric(x, scales, trellis, cost, worth, 50)
     least = sum_of(x, points, scales, trellis, cost, worth)
     for j, column in itertools.product(range(n_columns), itertools.product(range(-8, 9, 2), repeat=n_rows)):
@@ -152,8 +152,9 @@ def test_feeding_errors_forward_pays(n_states: int, rng: np.random.Generator) ->
     x = rng.standard_normal((64, 48)) * 2
     trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(64, 48), prices.cost_table()
     metric = a_metric(rng, 64, correlation=0.9)
-    worth = Worth(np.ones(48), metric)
-    alone = quantize_in_metric(x, scales, trellis, cost, Worth(np.ones(48), np.diag(np.diag(metric[0]))[None]), 2)
+    worth = Worth(np.ones(48), Feeding(metric))
+    diagonal = Worth(np.ones(48), Feeding(np.diag(np.diag(metric[0]))[None]))
+    alone = quantize_in_metric(x, scales, trellis, cost, diagonal, 2)
     together = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (together, alone)]
     assert sums[0] < 0.9 * sums[1]  # measured: 0.85
@@ -164,7 +165,7 @@ def test_rows_that_are_heeded_together_make_good_for_one_another(n_states: int, 
     """The control: each row quantised for itself, at what an error costs that no other row makes good."""
     x = rng.standard_normal((64, 48)) * 2
     trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(64, 48), prices.cost_table()
-    worth = Worth(np.ones(48), a_metric(rng, 64), a_coupling(rng, 2, 24, correlation=1.5))
+    worth = Worth(np.ones(48), Feeding(a_metric(rng, 64)), a_coupling(rng, 2, 24, correlation=1.5))
     together = quantize_in_metric(x, scales, trellis, cost, worth, 2)
     alone = quantize_in_metric(x, scales, trellis, cost, replace(worth, coupling=None), 2)
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (together, alone)]
@@ -175,7 +176,7 @@ def test_rows_that_are_heeded_together_make_good_for_one_another(n_states: int, 
 def test_runs_that_are_not_coupled_are_rows_alone(n_states: int, rng: np.random.Generator) -> None:
     x = rng.standard_normal((40, 24)) * 2
     trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(40, 24), prices.cost_table()
-    worth = Worth(rng.random(24) + 0.5, a_metric(rng, 40))
+    worth = Worth(rng.random(24) + 0.5, Feeding(a_metric(rng, 40)))
     plain = quantize_in_metric(x, scales, trellis, cost, worth, 1)
     unity = np.stack([np.eye(8)] * 3)
     found = quantize_in_metric(x, scales, trellis, cost, replace(worth, coupling=unity), 1)
@@ -184,7 +185,7 @@ def test_runs_that_are_not_coupled_are_rows_alone(n_states: int, rng: np.random.
 
 def test_rows_of_no_worth_are_left_at_zero(rng: np.random.Generator) -> None:
     x = rng.standard_normal((20, 30)) * 3
-    worth = Worth(np.where(np.arange(30) < 15, 5.0, 1e-9), np.eye(20)[None])
+    worth = Worth(np.where(np.arange(30) < 15, 5.0, 1e-9), Feeding(np.eye(20)[None]))
     points = quantize_in_metric(x, uniform_scales(20, 30), EVERY_TRELLIS[8], prices.cost_table(), worth, 1)
     assert np.count_nonzero(points[:, 15:]) < 0.3 * np.count_nonzero(points[:, :15])
 
@@ -196,6 +197,6 @@ def test_a_metric_that_is_none_is_refused() -> None:
             uniform_scales(2, 2),
             EVERY_TRELLIS[8],
             prices.cost_table(),
-            Worth(np.ones(2), -np.eye(2)[None]),
+            Worth(np.ones(2), Feeding(-np.eye(2)[None])),
             0,
         )

@@ -57,7 +57,8 @@ def test_entries_of_a_variance_keep_their_magnitude() -> None:
     ratio = (decode(kept.entry, kept.stream) + 1e-5) / (variance + 1e-5)
     assert 0.8 < float(ratio.min()) < float(ratio.max()) < 1.25
     assert kept.entry.codec == codec.FACTORED
-    assert layer.is_variance("a.running_var") and not layer.is_variance("running_var.weight")
+    assert layer.is_variance("a.running_var")
+    assert not layer.is_variance("running_var.weight")
 
 
 def test_a_variance_that_no_step_holds_is_kept_exactly() -> None:
