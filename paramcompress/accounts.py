@@ -53,13 +53,14 @@ def layer_report(
     )
 
 
-def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport]) -> tuple[str, ...]:
-    """Notes of the checkpoint, and what a report shall say of vectors."""
+def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: bool = False) -> tuple[str, ...]:
+    """Notes of the checkpoint, and what a report shall say of vectors; `moved` where they were, to make good."""
     coarse = [one for one in layers if one.codec == FACTORED and not plan.is_matrix(one.shape)]
     notes = list(about.get("notes", []))
     if coarse:
         worst = max(one.rel_error for one in coarse)
-        notes.append(f"{len(coarse)} vectors are coded too, with relative errors up to {worst:.3g}")
+        how = "with relative errors" if not moved else "and moved to make good for what layers lost, by relative errors"
+        notes.append(f"{len(coarse)} vectors are coded too, {how} up to {worst:.3g}")
     return tuple(notes)
 
 

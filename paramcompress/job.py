@@ -227,6 +227,7 @@ class Job:
             asked = found
 
     def report(self, path: Path, level: float, file_bytes: int, *, dry_run: bool) -> Report:
+        moved = self.guided is not None and bool(self.guided.calibrated.final)
         return Report(
             source=str(self.checkpoint.path or "tensors in memory"),
             output=None if dry_run else str(path),
@@ -235,7 +236,7 @@ class Job:
             bytes_before=self.about["bytes_before"],
             bytes_after=file_bytes,
             layers=tuple(self.layers),
-            notes=notes_of(self.about, self.layers),
+            notes=notes_of(self.about, self.layers, moved=moved),
             settings={**self.about["settings"], "level": level},
         )
 

@@ -413,6 +413,15 @@ def test_coarse_statistics_are_made_good_for() -> None:
     assert float(change) < 0.01
 
 
+def test_vectors_that_make_good_are_said_to() -> None:
+    model = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
+    batches = [torch.randn(300, 16)]
+    for data in ({}, {"model": model, "batches": batches}):
+        report = paramcompress.squeeze(model.state_dict(), OUT, force=True, bits_per_weight=6, **data)
+        (note,) = [note for note in report.notes if "vectors" in note]
+        assert ("make good" in note) == bool(data)
+
+
 def test_a_dead_channel_does_not_call_for_fine_variances() -> None:
     """It may get a larger one, which its scale makes good for. One that is heard keeps the order of magnitude."""
     bits, ratios = [], []
