@@ -33,7 +33,7 @@ from paramcompress.fit import Effort
 from paramcompress.inputs import is_known, products
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
-from paramcompress.metric_fit import Metric, MetricFit
+from paramcompress.metric_fit import DAMPING, Metric, MetricFit
 from paramcompress.moments import Moment, SecondMoments
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
@@ -179,8 +179,12 @@ class Calibrated:
         return _highest_price(fit, excess, self.price(aim.output_error or aim.rel_error or 1.0))
 
     def vector_limit(self, name: str, value: Tensor, aim: Aim) -> float:
-        """Relative error that the sensitivity of a vector and the price of a bit call for."""
+        """Relative error that the sensitivity of a vector and the price of a bit call for; or of a matrix that nobody
+        knows what it is multiplied with."""
         least, most = VECTOR_ERRORS
+        layout = Layout.of(tuple(value.shape))
+        if min(layout.n_rows, layout.n_columns) > 1:
+            most = 1.0
         heeded, norm = self.moments.vectors.get(name, 0.0), metrics.survey(value).norm
         beside = name[: name.rfind(".") + 1] + "running_var"
         if self.means_return and beside in self.moments.vectors:
@@ -391,9 +395,12 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
         energy = moment.output_energy(weight)
         return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns)
     trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
-    rows = moment.sensitivity + (ROW_DOUBT * moment.sensitivity.mean() if np.ptp(moment.rows) > 0 else 0.0)
     columns = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
-    return Metric(rows, columns, moment.coupling)
+    if np.ptp(moment.rows) == 0:
+        return Metric(moment.sensitivity, columns, moment.coupling)
+    if moment.coupling is not None:
+        return Metric(moment.sensitivity, columns, moment.coupling, doubt=DAMPING)
+    return Metric(moment.sensitivity + ROW_DOUBT * moment.sensitivity.mean(), columns)
 
 
 def _output_error(moment: Moment, weight: NDArray[np.floating[Any]], squeezed: NDArray[np.floating[Any]]) -> float:

@@ -156,25 +156,28 @@ class _Gathered:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.row_products: dict[str, NDArray[np.float64]] = {}
         self.mean_free_products: dict[str, NDArray[np.float64]] = {}
+        self.scale_products: dict[str, NDArray[np.float64]] = {}
         self.notes: list[str] = []
 
     def see(self, path: str, module: nn.Module, call: Args) -> None:
         with torch.no_grad():
-            for weight, inputs, rows in products(module, call):
+            for weight, inputs, rows, scales in products(module, call):
                 name = self.names.get(f"{path}.{weight}" if path else weight)
                 if name is None:
                     continue
                 shape = tuple(module.get_parameter(weight).shape)
                 self.shapes[name] = shape
-                given = inputs if inputs is not None else rows
+                given = next((one for one in (inputs, rows, scales) if one is not None), None)
                 if given is not None and not bool(torch.isfinite(given).all()):
                     raise CalibrationError(f"what goes into {path or 'the model'!r} {_NOT_NUMBERS}")
                 if inputs is not None:
                     self._add(name, inputs)
-                elif rows is not None:
-                    summed = rows.double().sum(0).cpu().numpy()
+                elif given is not None:
+                    summed = (given if scales is None else given.square()).double().sum(0).cpu().numpy()
                     self.rows[name] = self.rows.get(name, 0.0) + summed
-                    self.row_counts[name] = self.row_counts.get(name, 0) + len(rows)
+                    self.row_counts[name] = self.row_counts.get(name, 0) + len(given)
+                if scales is not None:
+                    self.scale_products[name] = self.scale_products.get(name, 0.0) + _products_in_runs(scales)
 
     def _add(self, name: str, inputs: Tensor) -> None:
         n_groups, n, n_columns = inputs.shape
@@ -264,6 +267,8 @@ class _Gathered:
             layers[name] = Moment(columns, rows, None if heeded is None else heeded.reshape(layout.n_rows, -1).sum(1))
             if name not in self.rows and heeded is not None and longest_run(layout.n_rows, len(columns)) > 1:
                 layers[name].coupling = as_coupling(self.row_products[name])
+            if name in self.scale_products and name not in self.sums and longest_run(layout.n_rows) > 1:
+                layers[name].coupling = as_coupling(self.scale_products[name])
             if name in mean_free and name not in self.repeated and name not in self.rows:
                 layers[name].means, layers[name].mean_free = self.totals[name] / self.counts[name], mean_free[name]
                 if layers[name].coupling is not None:
@@ -279,6 +284,13 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool = False) -> NDA
         total = total + ((a * b).sum(1) if diagonal else a.transpose(1, 2) @ b).double()
     found: NDArray[np.float64] = total.cpu().numpy()
     return found
+
+
+def _products_in_runs(scales: Tensor) -> NDArray[np.float64]:
+    """(n_runs, run, run) sum of s_i s_j over what rows are scaled with, run by run."""
+    run = longest_run(scales.shape[1])
+    runs = scales.reshape(len(scales), -1, run).permute(1, 0, 2)
+    return second_moment(runs, runs)
 
 
 @contextlib.contextmanager

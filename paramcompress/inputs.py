@@ -35,11 +35,15 @@ class Product(NamedTuple):
     inputs: Tensor | None
     """(n_groups, n, n_columns); None where the rows are what is chosen or scaled by the input."""
     rows: Tensor | None = None
-    """(n, n_rows) or (n_rows,) sums: squares of what each row is scaled with, one entry a position."""
+    """(n, n_rows) how often each row is chosen, n entries to be averaged."""
+    scales: Tensor | None = None
+    """(n, n_rows) what the rows are multiplied with before they are summed up."""
 
 
 def products(module: nn.Module, call: Args) -> Iterator[Product]:
     """Weights of a module and their inputs in one call, in pieces of bounded size."""
+    if _is_turned_linear(module):
+        yield from _turned_linear(module, *call[0], **call[1])
     for kind, give in _TABLE.items():
         if isinstance(module, kind):
             yield from give(module, *call[0], **call[1])
@@ -48,7 +52,13 @@ def products(module: nn.Module, call: Args) -> Iterator[Product]:
 
 def is_known(module: nn.Module) -> bool:
     """Whether `products` can say anything of such a module."""
-    return isinstance(module, tuple(_TABLE))
+    return isinstance(module, tuple(_TABLE)) or _is_turned_linear(module)
+
+
+def _is_turned_linear(module: nn.Module) -> bool:
+    """Known by its name: the library that it comes from is none of ours."""
+    weight = getattr(module, "weight", None)
+    return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2
 
 
 def _linear(module: nn.Linear, input: Tensor) -> Iterator[Product]:
@@ -93,7 +103,12 @@ def _transposed(module: Any, input: Tensor, output_size: Any = None) -> Iterator
     """The weight lies (n_in, n_out, *kernel): its rows are scaled by the inputs."""
     n_axes = len(module.kernel_size)
     x = input if input.dim() == n_axes + 2 else input[None]
-    yield Product("weight", None, x.transpose(0, 1).reshape(x.shape[1], -1).T.square())
+    yield Product("weight", None, scales=x.transpose(0, 1).reshape(x.shape[1], -1).T)
+
+
+def _turned_linear(module: Any, x: Tensor) -> Iterator[Product]:
+    """A linear layer whose weight lies (n_in, n_out), as in the GPT-2 of transformers."""
+    yield Product("weight", None, scales=x.reshape(-1, len(module.weight)))
 
 
 def _embedding(module: nn.Embedding, input: Tensor) -> Iterator[Product]:

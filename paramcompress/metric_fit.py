@@ -46,8 +46,8 @@ search for points shrinks, too (docs/calibration.md)."""
 DAMPING = 0.01
 """Share of the metric's mean diagonal that is added to it: what a few hundred inputs say is not the whole truth."""
 COUPLING_DOUBT = 0.5
-"""Share of the coupling of rows that is not believed: together errors are no longer small, and units turn on and
-off (docs/calibration.md)."""
+"""Share of the coupling of rows that is not believed where the output heeds them: together errors are no longer small,
+and units turn on and off (docs/calibration.md)."""
 N_PASSES = 4
 """Times that every column is chosen again."""
 FLOOR = 0.01
@@ -80,6 +80,8 @@ class Metric:
     coupling: NDArray[np.float64] | None = None
     """(n_runs, run, run) how alike the output heeds the rows of n_runs equal runs, none of which lies in two groups:
     1 on the diagonals, positive definite. None where each row counts alone."""
+    doubt: float = COUPLING_DOUBT
+    """Share of the coupling that is not believed."""
 
     @cached_property
     def gram(self) -> NDArray[np.float64]:
@@ -151,7 +153,7 @@ class MetricFit:
         columns = columns + (damping if columns.ndim == 2 else damping * np.eye(columns.shape[1]))
         coupling = metric.coupling
         if coupling is not None:
-            coupling = (1 - COUPLING_DOUBT) * coupling + COUPLING_DOUBT * np.eye(coupling.shape[1])
+            coupling = (1 - metric.doubt) * coupling + metric.doubt * np.eye(coupling.shape[1])
         self.metric = Metric(worth, columns, coupling)
         self.dictionary, self.seed = dictionary, seed
         self._last: _Coordinates | None = None

@@ -64,7 +64,8 @@ class Moment:
     """(n_rows,) sensitivity to the change that is left once the mean is taken back."""
     coupling: NDArray[np.float64] | None = None
     """(n_runs, run, run) how alike the output heeds the rows of n_runs equal runs: E[g g^T] of its gradients g at the
-    weights of each row, scaled to ones on the diagonals. None where rows are chosen by the input, or not known."""
+    weights of each row, or E[s s^T] where each row is scaled by an input s of its own, scaled to ones on the diagonals.
+    None where rows are chosen by the input, or not known."""
     mean_free_coupling: NDArray[np.float64] | None = None
     """The same for what is left once the mean is taken back."""
 

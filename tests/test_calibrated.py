@@ -413,6 +413,23 @@ def test_coarse_statistics_are_made_good_for() -> None:
     assert float(change) < 0.01
 
 
+def test_a_matrix_that_no_known_module_uses_may_be_as_small_as_any() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(48, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    model = nn.Sequential(Odd(), nn.ReLU(), nn.Linear(64, 32)).eval()
+    report = paramcompress.squeeze(
+        model.state_dict(), OUT, bits_per_weight=1, model=model, batches=[torch.randn(300, 48)]
+    )
+    assert 0.9 < report.bytes_after / (report.n_weights / 8) <= 1
+    assert any("do not reach 0.weight" in note for note in report.notes)
+
+
 def test_vectors_that_make_good_are_said_to() -> None:
     model = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 8)).eval()
     batches = [torch.randn(300, 16)]
