@@ -393,11 +393,11 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
     columns = moment.columns
     if moment.sensitivity is None or not moment.sensitivity.any():
         energy = moment.output_energy(weight)
-        return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns)
+        return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns, noise=moment.noise)
     trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
     columns = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
     if np.ptp(moment.rows) == 0:
-        return Metric(moment.sensitivity, columns, moment.coupling)
+        return Metric(moment.sensitivity, columns, moment.coupling, moment.noise)
     if moment.coupling is not None:
         return Metric(moment.sensitivity, columns, moment.coupling, doubt=DAMPING)
     return Metric(moment.sensitivity + ROW_DOUBT * moment.sensitivity.mean(), columns)

@@ -26,7 +26,7 @@ from paramcompress.calls import Args, called
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
 from paramcompress.inputs import SHIFTED, is_known, products
-from paramcompress.moments import WIDEST, Moment, SecondMoments, as_coupling, longest_run, row_products
+from paramcompress.moments import WIDEST, Moment, Scatter, SecondMoments, as_coupling, longest_run, row_products
 
 N_PROBES = 4
 """Random directions of the output, for each batch."""
@@ -151,6 +151,7 @@ class _Gathered:
         self.last: tuple[str, Any] | None = None
         self.sums: dict[str, NDArray[np.float64]] = {}
         self.counts: dict[str, int] = {}
+        self.scatter: dict[str, Scatter] = {}
         self.rows: dict[str, NDArray[np.float64]] = {}
         self.row_counts: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -188,9 +189,14 @@ class _Gathered:
                     f"{name}: {n_columns} columns, more than {self.widest}: only the diagonal of its moments is kept"
                 )
             self.sums[name] = np.zeros((n_groups, n_columns) if wide else (n_groups, n_columns, n_columns))
-        self.sums[name] += second_moment(inputs, inputs, diagonal=wide)
-        self.totals[name] = self.totals.get(name, 0.0) + inputs.double().sum(1).cpu().numpy()
-        self.counts[name] = self.counts.get(name, 0) + n
+        for part in inputs.tensor_split(min(n, 2), 1):
+            total, count = part.double().sum(1).cpu().numpy(), part.shape[1]
+            products = second_moment(part, part, diagonal=wide)
+            self.sums[name] += products
+            self.totals[name] = self.totals.get(name, 0.0) + total
+            self.counts[name] = self.counts.get(name, 0) + count
+            if not wide:
+                self.scatter.setdefault(name, Scatter()).add(products / count, total / count)
 
     def follow(self, name: str, gradient: NDArray[np.float64], into: dict[str, NDArray[np.float64]]) -> None:
         """Add how alike the rows of a gradient are."""
@@ -267,6 +273,9 @@ class _Gathered:
             layers[name] = Moment(columns, rows, None if heeded is None else heeded.reshape(layout.n_rows, -1).sum(1))
             if name not in self.rows and heeded is not None and longest_run(layout.n_rows, len(columns)) > 1:
                 layers[name].coupling = as_coupling(self.row_products[name])
+            if name in self.scatter and name not in self.rows:
+                means = self.totals[name] / self.counts[name]
+                layers[name].noise, layers[name].mean_free_noise = self.scatter[name].noise(columns, means)
             if name in self.scale_products and name not in self.sums and longest_run(layout.n_rows) > 1:
                 layers[name].coupling = as_coupling(self.scale_products[name])
             if name in mean_free and name not in self.repeated and name not in self.rows:

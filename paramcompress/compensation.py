@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramcompress.calibration import second_moment
-from paramcompress.moments import Moment
+from paramcompress.moments import Moment, Scatter
 
 RIDGES = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 50.0)
 """That may be tried, in mean squares of a column."""
@@ -81,8 +81,19 @@ class PairSums:
     def moment(self, before: Moment) -> Moment:
         """A moment of the original model with the inputs of the squeezed one."""
         whole = self._whole
-        means = None if before.means is None else (whole.totals / whole.count)[1]
-        return replace(before, columns=whole.squares / whole.count, means=means)
+        columns, means = whole.squares / whole.count, (whole.totals / whole.count)[1]
+        scatter = Scatter()
+        for half in self._halves:
+            if half.count:
+                scatter.add(half.squares / half.count, (half.totals / half.count)[1])
+        noise, mean_free_noise = scatter.noise(columns, means)
+        return replace(
+            before,
+            columns=columns,
+            means=None if before.means is None else means,
+            noise=noise,
+            mean_free_noise=mean_free_noise,
+        )
 
     def target(self, weight: NDArray[np.float32], worth: NDArray[np.float64], *, centred: bool) -> NDArray[np.float64]:
         """(n_out, n_columns) what to approximate in place of a weight, so that the layer gives what it gave.

@@ -80,6 +80,9 @@ class Metric:
     coupling: NDArray[np.float64] | None = None
     """(n_runs, run, run) how alike the output heeds the rows of n_runs equal runs, none of which lies in two groups:
     1 on the diagonals, positive definite. None where each row counts alone."""
+    noise: NDArray[np.float64] | None = None
+    """(n_groups,) share of `columns` that a multiple of the identity should have, for they were measured from few
+    inputs."""
     doubt: float = COUPLING_DOUBT
     """Share of the coupling that is not believed."""
 
@@ -147,7 +150,7 @@ class MetricFit:
         self.weight, self.layout, self.effort = weight, layout, effort
         self.target = weight.astype(np.float64) if target is None else target
         worth = np.maximum(metric.rows, FLOOR * max(float(metric.rows.mean()), 1e-300))
-        columns = metric.columns
+        columns = metric.columns if metric.noise is None else _nearer_to_flat(metric.columns, metric.noise)
         diagonal = columns if columns.ndim == 2 else np.einsum("gjj->gj", columns)
         damping = DAMPING * max(float(diagonal.mean()), 1e-300)
         columns = columns + (damping if columns.ndim == 2 else damping * np.eye(columns.shape[1]))
@@ -291,6 +294,14 @@ class MetricFit:
             return prices.class_bits(one, period) + prices.point_bits(symbols.points, one, symbols.trellis)
 
         return min(ways, key=n_bits)
+
+
+def _nearer_to_flat(columns: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrices (n_groups, n, n) with a share of each taken from a multiple of the identity of the same trace."""
+    flat = np.einsum("gjj->g", columns) / columns.shape[1]
+    found: NDArray[np.float64] = (1 - shares)[:, None, None] * columns
+    found += (shares * flat)[:, None, None] * np.eye(columns.shape[1])
+    return found
 
 
 def _piece_columns(n_rows: int, period: int) -> int:

@@ -38,7 +38,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_AXES = 64
 LONGEST_RUN = 64
 """Rows whose coupling is kept: the search for points takes time with their number."""
-_PARTS = ("columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling")
+_PARTS = (
+    "columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling", "noise", "mean_free_noise"
+)  # fmt: skip
 """Of a moment in the file, by the names and in the order of its fields."""
 _ROUNDING = 1e-3
 """Of the mean diagonal: least eigenvalue that may stand for 0. float32 takes 6e-8 of it for each column."""
@@ -68,6 +70,11 @@ class Moment:
     None where rows are chosen by the input, or not known."""
     mean_free_coupling: NDArray[np.float64] | None = None
     """The same for what is left once the mean is taken back."""
+    noise: NDArray[np.float64] | None = None
+    """(n_groups,) by how much `columns` would differ had there been other inputs (`noise_of`); None where there was one
+    input, and for diagonals."""
+    mean_free_noise: NDArray[np.float64] | None = None
+    """The same about the means."""
 
     @property
     def is_diagonal(self) -> bool:
@@ -78,15 +85,14 @@ class Moment:
         inputs hardly differ from their means, so that what is left would be rounding."""
         if self.means is None or self.mean_free is None:
             return self
-        squares = self.means**2 if self.is_diagonal else self.means[:, :, None] * self.means[:, None, :]
+        squares = self.means**2 if self.is_diagonal else _outer(self.means)
         columns = self.columns - squares
         energies, variances = (
             one.sum(1) if self.is_diagonal else np.einsum("gjj->g", one) for one in (self.columns, columns)
         )
         if not (variances > LEAST_VARIANCE * energies).all():
             return self
-        coupling = self.mean_free_coupling
-        return Moment(columns, self.rows, self.mean_free, coupling=coupling)
+        return Moment(columns, self.rows, self.mean_free, coupling=self.mean_free_coupling, noise=self.mean_free_noise)
 
     def output_energy(self, weight: NDArray[np.floating]) -> float:
         """Sum over rows of rows_i w_i^T E[x x^T] w_i: mean square of what the layer gives, all rows together."""
@@ -150,8 +156,8 @@ class SecondMoments:
                 yield f"{name}.means", torch.from_numpy(moment.means).float().contiguous()
                 yield f"{name}.mean_free", torch.from_numpy(moment.mean_free).float().contiguous()
             for part in _PARTS[5:]:
-                if (coupling := getattr(moment, part)) is not None:
-                    yield f"{name}.{part}", torch.from_numpy(coupling).float().contiguous()
+                if (value := getattr(moment, part)) is not None:
+                    yield f"{name}.{part}", torch.from_numpy(value).float().contiguous()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SecondMoments:
@@ -232,10 +238,13 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
     """
     columns, rows = infos[f"{name}.columns"], infos[f"{name}.rows"]
     sensitivity, means, mean_free = (infos.get(f"{name}.{part}") for part in _PARTS[2:5])
-    couplings = [info for part in _PARTS[5:] if (info := infos.get(f"{name}.{part}")) is not None]
+    couplings, noises = (
+        [info for part in parts if (info := infos.get(f"{name}.{part}")) is not None]
+        for parts in (_PARTS[5:7], _PARTS[7:])
+    )
     n_groups, *sides = columns.shape or (0,)
     return (
-        {info.dtype for info in (columns, rows, sensitivity, means, mean_free, *couplings) if info is not None}
+        {one.dtype for one in (columns, rows, sensitivity, means, mean_free, *couplings, *noises) if one is not None}
         == {"float32"}
         and len(sides) in (1, 2)
         and set(sides) == {layout.n_columns}
@@ -246,6 +255,7 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
         and (means is None or means.shape == (n_groups, layout.n_columns))
         and (not couplings or (run := longest_run(layout.n_rows, n_groups)) > 1)
         and all(info.shape == (layout.n_rows // run, run, run) for info in couplings)
+        and all(info.shape == (n_groups,) for info in noises)
     )
 
 
@@ -253,7 +263,7 @@ def _are_means_of_squares(moment: Moment) -> bool:
     """Whether the numbers can be what they are said to be: finite, not negative, matrices as those of E[x x^T] are."""
     columns = moment.columns
     diagonal = columns if moment.is_diagonal else np.einsum("gjj->gj", columns)
-    means = [diagonal, moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
+    means = [diagonal, moment.rows, *(one for one in (moment.sensitivity, moment.noise) if one is not None)]
     if not all(_are_couplings(one) for one in (moment.coupling, moment.mean_free_coupling) if one is not None):
         return False
     if not all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means):
@@ -283,6 +293,56 @@ def _are_couplings(one: NDArray[np.float64]) -> bool:
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+@dataclass
+class Scatter:
+    """How moments of parts of the inputs scatter."""
+
+    squares: Any = 0.0
+    """(2, n_groups) sums over parts of the square of the moment, and of that about the means."""
+    n_parts: int = 0
+
+    def add(self, columns: NDArray[np.float64], means: NDArray[np.float64]) -> None:
+        """Add a part: (n_groups, n_columns, n_columns) E[x x^T] and (n_groups, n_columns) E[x]."""
+        both = columns, columns - _outer(means)
+        self.squares = self.squares + np.stack([np.einsum("gij,gij->g", one, one) for one in both])
+        self.n_parts += 1
+
+    def noise(
+        self, columns: NDArray[np.float64], means: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+        """`noise_of` the moments of all parts, and of those about the means."""
+        both = columns, columns - _outer(means)
+        first, second = (
+            noise_of(squares / max(self.n_parts, 1), one, self.n_parts)
+            for squares, one in zip(self.squares, both, strict=True)
+        )
+        return first, second
+
+
+def _outer(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    return means[:, :, None] * means[:, None, :]
+
+
+def noise_of(
+    mean_square: NDArray[np.float64], columns: NDArray[np.float64], n_parts: int
+) -> NDArray[np.float64] | None:
+    """(n_groups,) expected ||M - E[x x^T]||^2 over ||M - m I||^2, m the mean diagonal of M: the share of m I that
+    brings M nearest to the truth (Ledoit and Wolf 2004). From the scatter of M over parts of the inputs.
+
+    Args:
+        mean_square: (n_groups,) mean over n_parts equal parts of their ||M||^2.
+        columns: (n_groups, n_columns, n_columns) M of all of them.
+    """
+    if n_parts < 2:
+        return None
+    square = np.einsum("gij,gij->g", columns, columns)
+    n = columns.shape[1]
+    from_flat = square - np.einsum("gjj->g", columns) ** 2 / n
+    scatter = np.maximum(mean_square - square, 0) / (n_parts - 1)
+    found: NDArray[np.float64] = np.minimum(scatter / np.maximum(from_flat, 1e-300), 1.0)
+    return found
 
 
 def longest_run(n_rows: int, n_groups: int = 1) -> int:
