@@ -8,6 +8,8 @@
 or, where the output is known to heed rows alike, sum over pairs of rows of G_ij e_i^T M e_j, G_ii being worth_i: an
 error in one row may then make good one in another.
 
+- *Metric.* Measured from few inputs it is brought nearer to a flat one, or errors would all go where those inputs
+  happen to have nothing.
 - *Shrinkage.* A number s drawn from a Gaussian of variance v costs s^2 / (2 v ln 2) bits, so the target is first moved
   to T = W M (M + mu_i)^-1, mu_i = SHRINKAGE * price / (worth_i v): the paper's kernel ridge regression, with the metric
   for its kernel. Directions that the data never use cost no bits.
@@ -361,15 +363,14 @@ class _Space:
         return mine is its or (mine is not None and its is not None and np.array_equal(mine, its))
 
     def feedings(self, price: float) -> list[Feeding]:
-        """Of the metric of each piece with what shrinking adds to it, in the mean over the rows of each group. They are
-        kept, and serve at up to twice that price and down to half of it."""
-        near = 4.0 ** round(math.log(price, 4))
-        if self._fed is None or self._fed[0] != near:
+        """Of the metric of each piece with what shrinking adds to it, in the mean over the rows of each group. Those of
+        the last price are kept."""
+        if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
-            added = np.exp(np.log(_shrinkage(near, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
+            added = np.exp(np.log(_shrinkage(price, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
             diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
             pairs = zip(self.metrics, diagonals, strict=True)
-            self._fed = near, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
+            self._fed = price, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
         return self._fed[1]
 
 

@@ -71,8 +71,8 @@ class Moment:
     mean_free_coupling: NDArray[np.float64] | None = None
     """The same for what is left once the mean is taken back."""
     noise: NDArray[np.float64] | None = None
-    """(n_groups,) by how much `columns` would differ had there been other inputs (`noise_of`); None where there was one
-    input, and for diagonals."""
+    """(n_groups,) by how much `columns` would differ had there been other inputs (`Scatter.noise`); None where there
+    was one input, and for diagonals."""
     mean_free_noise: NDArray[np.float64] | None = None
     """The same about the means."""
 
@@ -85,7 +85,7 @@ class Moment:
         inputs hardly differ from their means, so that what is left would be rounding."""
         if self.means is None or self.mean_free is None:
             return self
-        squares = self.means**2 if self.is_diagonal else _outer(self.means)
+        squares = self.means**2 if self.is_diagonal else self.means[:, :, None] * self.means[:, None, :]
         columns = self.columns - squares
         energies, variances = (
             one.sum(1) if self.is_diagonal else np.einsum("gjj->g", one) for one in (self.columns, columns)
@@ -255,7 +255,7 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
         and (means is None or means.shape == (n_groups, layout.n_columns))
         and (not couplings or (run := longest_run(layout.n_rows, n_groups)) > 1)
         and all(info.shape == (layout.n_rows // run, run, run) for info in couplings)
-        and all(info.shape == (n_groups,) for info in noises)
+        and all(info.shape == (n_groups,) and len(sides) == 2 for info in noises)
     )
 
 
@@ -263,7 +263,9 @@ def _are_means_of_squares(moment: Moment) -> bool:
     """Whether the numbers can be what they are said to be: finite, not negative, matrices as those of E[x x^T] are."""
     columns = moment.columns
     diagonal = columns if moment.is_diagonal else np.einsum("gjj->gj", columns)
-    means = [diagonal, moment.rows, *(one for one in (moment.sensitivity, moment.noise) if one is not None)]
+    means = [diagonal, moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
+    if moment.noise is not None and not bool(((moment.noise >= 0) & (moment.noise <= 1)).all()):
+        return False
     if not all(_are_couplings(one) for one in (moment.coupling, moment.mean_free_coupling) if one is not None):
         return False
     if not all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means):
@@ -305,43 +307,42 @@ class Scatter:
 
     def add(self, columns: NDArray[np.float64], means: NDArray[np.float64]) -> None:
         """Add a part: (n_groups, n_columns, n_columns) E[x x^T] and (n_groups, n_columns) E[x]."""
-        both = columns, columns - _outer(means)
-        self.squares = self.squares + np.stack([np.einsum("gij,gij->g", one, one) for one in both])
+        self.squares = self.squares + np.stack([one for one, _ in _squares_and_traces(columns, means)])
         self.n_parts += 1
 
     def noise(
         self, columns: NDArray[np.float64], means: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-        """`noise_of` the moments of all parts, and of those about the means."""
-        both = columns, columns - _outer(means)
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | tuple[None, None]:
+        """Noise of the moments of all parts, and of those about the means, as shares (n_groups,); None of one part.
+
+        Noise is the expected ||M - E[x x^T]||^2 over ||M - m I||^2, m the mean diagonal of M: the share of m I that
+        brings M nearest to the truth (Ledoit and Wolf 2004).
+        """
+        if self.n_parts < 2:
+            return None, None
         first, second = (
-            noise_of(squares / max(self.n_parts, 1), one, self.n_parts)
-            for squares, one in zip(self.squares, both, strict=True)
+            _noise(whole / self.n_parts, square, trace**2 / columns.shape[1], self.n_parts)
+            for whole, (square, trace) in zip(self.squares, _squares_and_traces(columns, means), strict=True)
         )
         return first, second
 
 
-def _outer(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    return means[:, :, None] * means[:, None, :]
+def _squares_and_traces(
+    columns: NDArray[np.float64], means: NDArray[np.float64]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """(n_groups,) ||M||^2 and trace of M = E[x x^T], and of M about the means, of which no matrix is made."""
+    square, trace = np.einsum("gij,gij->g", columns, columns), np.einsum("gjj->g", columns)
+    yield square, trace
+    along, energy = ((columns @ means[:, :, None])[:, :, 0] * means).sum(1), (means**2).sum(1)
+    yield square - 2 * along + energy**2, trace - energy
 
 
-def noise_of(
-    mean_square: NDArray[np.float64], columns: NDArray[np.float64], n_parts: int
-) -> NDArray[np.float64] | None:
-    """(n_groups,) expected ||M - E[x x^T]||^2 over ||M - m I||^2, m the mean diagonal of M: the share of m I that
-    brings M nearest to the truth (Ledoit and Wolf 2004). From the scatter of M over parts of the inputs.
-
-    Args:
-        mean_square: (n_groups,) mean over n_parts equal parts of their ||M||^2.
-        columns: (n_groups, n_columns, n_columns) M of all of them.
-    """
-    if n_parts < 2:
-        return None
-    square = np.einsum("gij,gij->g", columns, columns)
-    n = columns.shape[1]
-    from_flat = square - np.einsum("gjj->g", columns) ** 2 / n
+def _noise(
+    mean_square: NDArray[np.float64], square: NDArray[np.float64], flat: NDArray[np.float64], n_parts: int
+) -> NDArray[np.float64]:
+    """mean_square: of ||M||^2 over parts; square, flat: ||M||^2 and ||m I||^2 of all of them."""
     scatter = np.maximum(mean_square - square, 0) / (n_parts - 1)
-    found: NDArray[np.float64] = np.minimum(scatter / np.maximum(from_flat, 1e-300), 1.0)
+    found: NDArray[np.float64] = np.minimum(scatter / np.maximum(square - flat, 1e-300), 1.0)
     return found
 
 

@@ -413,7 +413,7 @@ def test_coarse_statistics_are_made_good_for() -> None:
     assert float(change) < 0.01
 
 
-def test_a_matrix_that_no_known_module_uses_may_be_as_small_as_any() -> None:
+def test_regression_a_matrix_that_no_known_module_uses_may_be_as_small_as_any() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -428,6 +428,48 @@ def test_a_matrix_that_no_known_module_uses_may_be_as_small_as_any() -> None:
     )
     assert 0.9 < report.bytes_after / (report.n_weights / 8) <= 1
     assert any("do not reach 0.weight" in note for note in report.notes)
+
+
+def test_few_inputs_are_not_believed_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 inputs of 300 features span but a part of what comes: errors must not all go where none of them is."""
+    model = nn.Sequential(nn.Linear(300, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
+    mixing = torch.randn(300, 300) * torch.logspace(0, -1, 300)
+    few, many = (torch.randn(n, 300) @ mixing.T / 10 for n in (100, 2000))
+
+    def error() -> float:
+        paramcompress.squeeze(
+            model.state_dict(), OUT, force=True, bits_per_weight=3, model=model, batches=list(few.split(25))
+        )
+        squeezed = copy.deepcopy(model)
+        paramcompress.load_into(squeezed, OUT)
+        with torch.no_grad():
+            return float((squeezed(many) - model(many)).square().sum())
+
+    heeded = error()
+    monkeypatch.setattr("paramcompress.moments.Scatter.noise", lambda *_: (None, None))
+    assert heeded < 0.8 * error()
+
+
+def test_a_turned_weight_is_squeezed_by_data() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self, n_in: int, n_out: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(n_in, n_out) / n_in**0.5)
+            self.bias = nn.Parameter(torch.randn(n_out))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight + self.bias
+
+    model = nn.Sequential(Conv1D(64, 128), nn.ReLU(), Conv1D(128, 32)).eval()
+    x = torch.randn(1500, 64) @ (torch.randn(64, 64) * torch.logspace(0, -2, 64)).T
+    sums = []
+    for data in ({}, {"model": model, "batches": list(x[:500].split(100))}):
+        paramcompress.squeeze(model.state_dict(), OUT, force=True, bits_per_weight=3, **data)
+        squeezed = copy.deepcopy(model)
+        paramcompress.load_into(squeezed, OUT)
+        with torch.no_grad():
+            sums.append(float((squeezed(x[500:]) - model(x[500:])).square().sum()))
+    assert sums[1] < 0.5 * sums[0]
 
 
 def test_vectors_that_make_good_are_said_to() -> None:

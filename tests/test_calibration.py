@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,54 @@ def test_a_transposed_convolution_knows_the_energy_of_its_inputs() -> None:
     error.bias.data.zero_()
     energy = moment.output_energy(error.weight.detach().reshape(3, -1).numpy()) * 2 * 5 * 5
     assert energy == pytest.approx(float(error(x).detach().double().square().sum()), rel=1e-5)
+
+
+def test_rows_that_are_scaled_go_together_as_their_inputs_do() -> None:
+    """The moments of a transposed convolution give the energy of any error, where windows do not overlap."""
+    module, x = nn.ConvTranspose2d(3, 4, 2, stride=2, bias=False), inputs(2, 3, 5, 5) + 1
+    moment = calibrate(module, [x], n_probes=0).layers["weight"]
+    assert moment.coupling is not None
+    root = np.sqrt(moment.rows)
+    gram = moment.coupling[0] * root[:, None] * root
+    error = module.weight.detach().reshape(3, -1).double().numpy()
+    assert 2 * 5 * 5 * float((gram * (error @ error.T)).sum()) == pytest.approx(
+        float(module(x).detach().double().square().sum()), rel=1e-5
+    )
+
+
+def test_a_linear_layer_whose_weight_is_turned_is_known_by_its_name() -> None:
+    class Conv1D(nn.Module):
+        """As in transformers: x @ weight + bias."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.zeros(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight + self.bias
+
+    x = inputs(2, 6, 5)
+    moment = calibrate(nn.Sequential(Conv1D(), nn.ReLU()), [x]).layers["0.weight"]
+    assert moment.rows == pytest.approx(x.double().square().mean((0, 1)).numpy(), rel=1e-6)
+    assert moment.coupling is not None
+    assert moment.coupling.shape == (1, 5, 5)
+
+
+def test_noise_says_how_far_moments_are_from_the_truth() -> None:
+    """Measured on one set of inputs: what other sets show."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -1.5, 40).double()
+    truth = torch.diag(spread**2).numpy()
+    module, stated, true = nn.Linear(40, 4), [], []
+    for _ in range(30):
+        x = torch.randn(8, 25, 40, generator=generator).double() * spread
+        moment = calibrate(module, list(x.float()), n_probes=0).layers["weight"]
+        flat = np.trace(moment.columns[0]) / 40 * np.eye(40)
+        assert moment.noise is not None
+        stated.append(float(moment.noise[0]))
+        true.append(float(np.square(moment.columns[0] - truth).sum() / np.square(moment.columns[0] - flat).sum()))
+    assert np.mean(stated) == pytest.approx(np.mean(true), rel=0.1)
+    assert calibrate(module, [torch.randn(1, 40)], n_probes=0).layers["weight"].noise is None
 
 
 def test_an_embedding_counts() -> None:

@@ -45,7 +45,7 @@ def true_error(original: Tensor, decoded: Tensor) -> float:
     return float(torch.linalg.norm(scaled[0] - scaled[1]) / torch.linalg.norm(scaled[0]))
 
 
-def test_entries_of_a_variance_keep_their_magnitude() -> None:
+def test_regression_entries_of_a_variance_keep_their_magnitude() -> None:
     """What a model divides by the root of must not become zero; nor may it cost more than that takes."""
     variance = torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.5
     variance[:4] = torch.tensor([1e-4, 3e-3, 1e-9, 0.0])

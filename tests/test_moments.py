@@ -182,6 +182,22 @@ def test_couplings_that_do_not_fit(shape: tuple[int, ...], stats: Stats) -> None
         SecondMoments.load(stats.write())
 
 
+@pytest.mark.parametrize("noise", [[-0.1, 0.1], [0.1, 1.1], [np.nan, 0.1], [0.1], [[0.1, 0.1]]], ids=str)
+@pytest.mark.parametrize("part", ["noise", "mean_free_noise"])
+def test_noise_that_is_no_share(part: str, noise: list[float], stats: Stats) -> None:
+    assert f"{NAME}.{part}" in stats.tensors
+    stats.tensors[f"{NAME}.{part}"] = np.array(noise, np.float32)
+    with pytest.raises(CalibrationError, match=r"do not fit|no means of squares"):
+        SecondMoments.load(stats.write())
+
+
+def test_noise_of_a_diagonal_is_refused(stats: Stats) -> None:
+    stats.tensors[f"{NAME}.columns"] = np.ones((1, 6), np.float32)
+    stats.tensors[f"{NAME}.noise"] = np.array([0.1], np.float32)
+    with pytest.raises(CalibrationError, match="do not fit"):
+        SecondMoments.load(stats.write())
+
+
 @pytest.mark.parametrize("part", ["columns", "rows"])
 def test_moments_that_are_missing(part: str, stats: Stats) -> None:
     del stats.tensors[f"{NAME}.{part}"]
