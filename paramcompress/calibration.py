@@ -182,6 +182,8 @@ class _Gathered:
 
     def _add(self, name: str, inputs: Tensor) -> None:
         n_groups, n, n_columns = inputs.shape
+        if n == 0:
+            return
         wide = n_columns > self.widest
         if name not in self.sums:
             if wide:

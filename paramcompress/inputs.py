@@ -106,9 +106,11 @@ def _transposed(module: Any, input: Tensor, output_size: Any = None) -> Iterator
     yield Product("weight", None, scales=x.transpose(0, 1).reshape(x.shape[1], -1).T)
 
 
-def _turned_linear(module: Any, x: Tensor) -> Iterator[Product]:
+def _turned_linear(module: Any, *given: Any, **named: Any) -> Iterator[Product]:
     """A linear layer whose weight lies (n_in, n_out), as in the GPT-2 of transformers."""
-    yield Product("weight", None, scales=x.reshape(-1, len(module.weight)))
+    x = next(iter((*given, *named.values())), None)
+    if isinstance(x, Tensor) and x.dim() and x.shape[-1] == len(module.weight):
+        yield Product("weight", None, scales=x.reshape(-1, x.shape[-1]))
 
 
 def _embedding(module: nn.Embedding, input: Tensor) -> Iterator[Product]:

@@ -168,7 +168,10 @@ class MetricFit:
         if self.dictionary is None:
             self.choose_dictionary(price)
         assert self.dictionary is not None
-        return self._factors(self._coordinates(self.dictionary), self.dictionary.fineness, price, N_PASSES)
+        one = self._coordinates(self.dictionary)
+        found = self._factors(one, self.dictionary.fineness, price, N_PASSES)
+        one.space.forget_feedings()
+        return found
 
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
@@ -364,7 +367,7 @@ class _Space:
 
     def feedings(self, price: float) -> list[Feeding]:
         """Of the metric of each piece with what shrinking adds to it, in the mean over the rows of each group. Those of
-        the last price are kept."""
+        the last price are kept, for steps are compared at one."""
         if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
             added = np.exp(np.log(_shrinkage(price, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
@@ -372,6 +375,10 @@ class _Space:
             pairs = zip(self.metrics, diagonals, strict=True)
             self._fed = price, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
         return self._fed[1]
+
+    def forget_feedings(self) -> None:
+        """They take twice as much memory as the metric."""
+        self._fed = None
 
 
 class _Coordinates:

@@ -139,6 +139,15 @@ def test_a_linear_layer_whose_weight_is_turned_is_known_by_its_name() -> None:
     assert moment.rows == pytest.approx(x.double().square().mean((0, 1)).numpy(), rel=1e-6)
     assert moment.coupling is not None
     assert moment.coupling.shape == (1, 5, 5)
+    module = Conv1D()
+    assert not list(products(module, ((inputs(2, 6, 7),), {})))  # of another kind, but of that name
+    assert len(list(products(module, ((), {"x": x})))) == 1
+
+
+def test_a_call_with_nothing_counts_for_nothing() -> None:
+    module, x = nn.Linear(5, 3), inputs(4, 5)
+    found = [calibrate(module, batches, n_probes=0).layers["weight"] for batches in ([x], [x, x[:0]])]
+    np.testing.assert_array_equal(found[0].columns, found[1].columns)
 
 
 def test_noise_says_how_far_moments_are_from_the_truth() -> None:
