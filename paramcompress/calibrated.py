@@ -398,7 +398,7 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
     columns = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
     if np.ptp(moment.rows) == 0:
         return Metric(moment.sensitivity, columns, moment.coupling, moment.noise)
-    if moment.coupling is not None:
+    if moment.coupling is not None:  # of inputs: believed as far as their moments are elsewhere
         return Metric(moment.sensitivity, columns, moment.coupling, doubt=DAMPING)
     return Metric(moment.sensitivity + ROW_DOUBT * moment.sensitivity.mean(), columns)
 

@@ -26,12 +26,19 @@ from paramcompress.calls import Args, called
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
 from paramcompress.inputs import SHIFTED, is_known, products
-from paramcompress.moments import WIDEST, Moment, Scatter, SecondMoments, as_coupling, longest_run, row_products
+from paramcompress.moments import (
+    WIDEST,
+    Moment,
+    Scatter,
+    SecondMoments,
+    as_coupling,
+    longest_run,
+    row_products,
+    second_moment,
+)
 
 N_PROBES = 4
 """Random directions of the output, for each batch."""
-_AT_A_TIME = 4096
-"""Vectors multiplied in float32 before their sum is added in float64."""
 _NOT_NUMBERS = "holds NaN or Inf"
 
 
@@ -285,16 +292,6 @@ class _Gathered:
                 if layers[name].coupling is not None:
                     layers[name].mean_free_coupling = as_coupling(self.mean_free_products[name])
         return layers, {name: self.shapes[name] for name in layers}
-
-
-def second_moment(left: Tensor, right: Tensor, *, diagonal: bool = False) -> NDArray[np.float64]:
-    """(n_groups, n_columns, n_columns) sum of left_i right_i^T, or its diagonal; float32 products, float64 sums."""
-    total: Any = 0.0
-    for a, b in zip(torch.split(left, _AT_A_TIME, 1), torch.split(right, _AT_A_TIME, 1), strict=True):
-        a, b = a.float(), b.float()
-        total = total + ((a * b).sum(1) if diagonal else a.transpose(1, 2) @ b).double()
-    found: NDArray[np.float64] = total.cpu().numpy()
-    return found
 
 
 def _products_in_runs(scales: Tensor) -> NDArray[np.float64]:

@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paramcompress.calibration import second_moment
-from paramcompress.moments import Moment, Scatter
+from paramcompress.moments import Moment, Scatter, second_moment
 
 RIDGES = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 50.0)
 """That may be tried, in mean squares of a column."""

@@ -42,12 +42,12 @@ class Product(NamedTuple):
 
 def products(module: nn.Module, call: Args) -> Iterator[Product]:
     """Weights of a module and their inputs in one call, in pieces of bounded size."""
-    if _is_turned_linear(module):
-        yield from _turned_linear(module, *call[0], **call[1])
     for kind, give in _TABLE.items():
         if isinstance(module, kind):
             yield from give(module, *call[0], **call[1])
             return
+    if _is_turned_linear(module):
+        yield from _turned_linear(module, *call[0], **call[1])
 
 
 def is_known(module: nn.Module) -> bool:

@@ -28,7 +28,7 @@ from paramcompress.predicted import PREDICTED
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
 _MOST_TRIES = 6
-VARIANCE_RATIOS = (0.8, 1.25)
+_MAGNITUDES = (0.8, 1.25)
 """What may come back of a variance, by itself, with what normalisations add to it."""
 _VARIANCES = "running_var", "moving_variance"
 _ADDED = 1e-5
@@ -148,9 +148,10 @@ def is_variance(name: str) -> bool:
 
 
 def _keeps_magnitudes(variance: Tensor, piece: Piece) -> bool:
+    """Whether each entry comes back within _MAGNITUDES of itself, not only all of them together."""
     found = decode(piece.entry, piece.stream)
     ratio = (found.double() + _ADDED) / (variance.double() + _ADDED)
-    return bool(((ratio > VARIANCE_RATIOS[0]) & (ratio < VARIANCE_RATIOS[1])).all())
+    return bool(((ratio > _MAGNITUDES[0]) & (ratio < _MAGNITUDES[1])).all())
 
 
 def _encode_factored(

@@ -356,12 +356,14 @@ class _Space:
         self._fed: tuple[float, list[Feeding]] | None = None
 
     def coordinates(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A weight (n_out, n_in * K) in the transform's coordinates."""
         basis = self.transform.matrix
         if basis is None:
             return weight
         return (weight.reshape(-1, len(basis)) @ np.linalg.inv(basis).T).reshape(weight.shape)
 
     def is_that_of(self, transform: Transform) -> bool:
+        """Whether a transform leads here, fitted once more or not."""
         mine, its = self.transform.matrix, transform.matrix
         return mine is its or (mine is not None and its is not None and np.array_equal(mine, its))
 

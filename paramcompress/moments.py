@@ -42,6 +42,8 @@ _PARTS = (
     "columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling", "noise", "mean_free_noise"
 )  # fmt: skip
 """Of a moment in the file, by the names and in the order of its fields."""
+_AT_A_TIME = 4096
+"""Vectors multiplied in float32 before their sum is added in float64."""
 _ROUNDING = 1e-3
 """Of the mean diagonal: least eigenvalue that may stand for 0. float32 takes 6e-8 of it for each column."""
 
@@ -350,6 +352,16 @@ def longest_run(n_rows: int, n_groups: int = 1) -> int:
     """Rows of a run: as many as equal runs within groups may have, LONGEST_RUN at most."""
     n_here = n_rows // n_groups
     return max(run for run in range(1, LONGEST_RUN + 1) if n_here % run == 0)
+
+
+def second_moment(left: Tensor, right: Tensor, *, diagonal: bool = False) -> NDArray[np.float64]:
+    """(n_groups, n_columns, n_columns) sum of left_i right_i^T, or its diagonal; float32 products, float64 sums."""
+    total: Any = 0.0
+    for a, b in zip(torch.split(left, _AT_A_TIME, 1), torch.split(right, _AT_A_TIME, 1), strict=True):
+        a, b = a.float(), b.float()
+        total = total + ((a * b).sum(1) if diagonal else a.transpose(1, 2) @ b).double()
+    found: NDArray[np.float64] = total.cpu().numpy()
+    return found
 
 
 def row_products(gradient: NDArray[np.float64], n_groups: int) -> NDArray[np.float64]:

@@ -141,6 +141,8 @@ def test_a_linear_layer_whose_weight_is_turned_is_known_by_its_name() -> None:
     assert moment.coupling.shape == (1, 5, 5)
     module = Conv1D()
     assert not list(products(module, ((inputs(2, 6, 7),), {})))  # of another kind, but of that name
+    linear = type("Conv1D", (nn.Linear,), {})(5, 5)
+    assert [one.scales for one in products(linear, ((x,), {}))] == [None]  # what a module is says more than its name
     assert len(list(products(module, ((), {"x": x})))) == 1
 
 
