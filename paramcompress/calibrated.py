@@ -43,7 +43,7 @@ MADE_GOOD = 4.0
 """By what errors in scale and shift of a normalisation matter less than their sensitivities say: weights and statistics
 behind them are fitted to what they became (docs/calibration.md)."""
 HIGHEST_LEVEL = 0.125
-"""At which dictionaries are chosen: where most is kept, so that they are not chosen where nothing is."""
+"""At which dictionaries are chosen at most: where most is kept, so that they are not chosen where nothing is."""
 NEAR = 3.0
 """Factor between the level at which dictionaries were chosen and one at which they still serve."""
 SIZE_POWER = 0.67
@@ -73,6 +73,9 @@ class Aim:
     """Limit on the relative error of each layer's output."""
     rel_error: float | None = None
     """Limit on the relative error of each weight."""
+    rough: bool = False
+    """Whether it is only the level that is looked for: points need not be the best ones, and as long as no level is
+    known to choose dictionaries at, there are none."""
 
 
 @dataclass
@@ -94,13 +97,14 @@ class Calibrated:
         self.final: dict[str, Piece] = {}
         """What a rehearsal settled: what came after was fitted to just these."""
         self.fits = self._fits()
-        self.chosen_at = HIGHEST_LEVEL
+        self.chosen_at: float | None = None
         """Level at which dictionaries are chosen, the same for a whole search, so that bytes follow the level."""
 
     def choose_at(self, level: float) -> bool:
-        """Choose dictionaries anew where a level is far from the one that they were chosen at; whether it is."""
+        """Choose dictionaries where none are, or anew where a level is far from the one that they were chosen at;
+        whether they are to be."""
         level = min(level, HIGHEST_LEVEL)
-        if self.chosen_at / NEAR < level < self.chosen_at * NEAR:
+        if self.chosen_at is not None and self.chosen_at / NEAR < level < self.chosen_at * NEAR:
             return False
         self.chosen_at = level
         for fit in self.fits.values():
@@ -109,7 +113,7 @@ class Calibrated:
 
     def forget_rehearsal(self) -> None:
         """Back to tensors that are encoded one by one, for want of one that meets a size."""
-        self.final, self.means_return = {}, False
+        self.final, self.means_return, self.chosen_at = {}, False, None
         self.fits = self._fits()
 
     # --------------------------------------------------------------------------------------- one tensor
@@ -158,10 +162,10 @@ class Calibrated:
     def _factors(self, name: str, aim: Aim) -> Factors | None:
         """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
         fit = self.fits[name]
-        if fit.dictionary is None:
-            fit.choose_dictionary(self.price(self.chosen_at))
+        if fit.dictionary is None and (self.chosen_at is not None or not aim.rough):
+            fit.choose_dictionary(self.price(self.chosen_at or HIGHEST_LEVEL))
         if aim.level > 0:
-            return fit.at(self.price(aim.level))
+            return fit.at(self.price(aim.level), rough=aim.rough)
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]
 
         def excess(found: Factors) -> float:

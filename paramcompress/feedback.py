@@ -8,11 +8,11 @@ is several times faster; this one minimises, over points S on the trellis,
 or, where the output heeds rows together, worth_i (C (x - s))_i in place of worth_i (x_i - s_i), C lower triangular.
 
 Two stages, in both of which column after column is chosen by a Viterbi search down its rows. *Feeding forward* (Frantar
-et al. 2022, arXiv:2210.17323): the error of each is carried to the columns that are still open, through the Cholesky
-factor of the inverse metric. An error in column j then costs what no later column can make good, 1 / U_jj^2 with
-M^-1 = U^T U. *Descending*: every column is chosen again, given all others. What the others leave for a column to make
-good does not depend on C, for the cost is a product of what rows and what columns do; so only the search down a column
-knows of C.
+et al. 2022, arXiv:2210.17323): the error of each is carried to the columns that are still open. With M = V V^T, V an
+upper triangle, the cost is the sum over columns j of (sum over k <= j of V_kj e_k)^2; an error in column j then costs
+what no later column can make good, V_jj^2. *Descending*: every column is chosen again, given all others. What the
+others leave for a column to make good does not depend on C, for the cost is a product of what rows and what columns do;
+so only the search down a column knows of C.
 
 A column begins in the state in which the one before it in its chain ends. That is seldom the state from which it would
 be cheapest, and among 32 states it takes some rows to get anywhere else: so each column ends where it and AHEAD rows of
@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from paramcompress.entropy import DEAD, Scales
@@ -54,20 +53,13 @@ class Feeding:
     """(n_groups, n_columns, n_columns), symmetric, positive definite."""
 
     @cached_property
-    def factors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(n_groups, n_columns, n_columns) U, row j divided by U_jj, and (n_groups, n_columns) pivots 1 / U_jj^2: how a
-        column's error is carried to each later one, and what of it none of them makes good.
+    def root(self) -> NDArray[np.float64]:
+        """(n_groups, n_columns, n_columns) V, upper triangles, of M = V V^T: the Cholesky factor of M turned round.
 
-        M = V V^T with V an upper triangle, the Cholesky factor of M turned round, so U is its inverse.
         Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
         """
         turned = np.linalg.cholesky(self.metric[:, ::-1, ::-1])
-        roots = torch.from_numpy(turned[:, ::-1, ::-1].copy())
-        identity = torch.eye(roots.shape[-1], dtype=roots.dtype).expand_as(roots)
-        upper = torch.linalg.solve_triangular(roots, identity, upper=True).numpy()
-        pivots = np.diagonal(upper, axis1=1, axis2=2).copy()
-        upper /= pivots[:, :, None]
-        return upper, 1 / pivots**2
+        return np.ascontiguousarray(turned[:, ::-1, ::-1], np.float64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ class Worth:
     @property
     def pivots(self) -> NDArray[np.float64]:
         """(n_groups, n_columns) cost of an error in a column, once those after it have made good what they can."""
-        return self.feeding.factors[1]
+        return np.diagonal(self.feeding.root, axis1=1, axis2=2) ** 2
 
 
 def quantize_in_metric(
@@ -116,51 +108,63 @@ def quantize_in_metric(
     where rows are coupled.
     """
     n_columns, n_rows = x.shape
+    n_groups = len(worth.metric)
     chain = columns_per_chain(n_rows)
     block = chain * max(1, _BLOCK // chain)  # whole chains: what is ahead lies in the same one
+    blocks = [slice(at, min(at + block, n_columns)) for at in range(0, n_columns, block)]
     points = np.zeros((n_columns, n_rows), np.int32)
     change = np.empty_like(x)
     coupling = np.ones((n_rows, 1, 1)) if worth.coupling is None else worth.coupling
     walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
-    table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
+    table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64)
+    columns = scales.columns.astype(np.int64)
 
-    def choose(wanted: _Array, carried: _Array, per_wanted: _Array, pivots: _Array, *, again: bool) -> None:
-        """Choose all columns, block by block; what one changes is carried to the rest."""
-        n_groups = len(carried)
-        for first in range(0, n_columns, block):
-            here = slice(first, min(first + block, n_columns))
-            _choose_columns(
-                wanted, carried, per_wanted, pivots, worth.rows, coupling, *table, *walk, chain, here.start, here.stop,
-                again, points, change,
-            )  # fmt: skip
-            for g in range(n_groups):
-                rows = slice(g * n_rows // n_groups, (g + 1) * n_rows // n_groups)
-                for rest in (slice(0, here.start if again else 0), slice(here.stop, n_columns)):
-                    wanted[rest, rows] -= per_wanted[g, rest, None] * (carried[g, here, rest].T @ change[here, rows])
+    def choose(
+        here: slice, wanted: _Array, carried: _Array, per_wanted: _Array, pivots: _Array, *, again: bool
+    ) -> None:
+        _choose_columns(
+            wanted, carried, per_wanted, pivots, worth.rows, coupling, *table, columns[here], *walk, chain, again,
+            points[here], change[here],
+        )  # fmt: skip
 
-    upper, pivots = worth.feeding.factors
-    choose(x.copy(), upper, np.ones_like(pivots), pivots, again=False)
+    def product(matrix: _Array, rows: _Array) -> _Array:
+        """A matrix (n_groups, n, m), turned, times (n, n_rows), group by group."""
+        grouped = rows.reshape(len(rows), n_groups, -1).transpose(1, 0, 2)
+        found: _Array = matrix.transpose(0, 2, 1) @ grouped
+        return found.transpose(1, 0, 2).reshape(-1, n_rows)
+
+    root, pivots = worth.feeding.root, worth.pivots
+    owed = np.zeros_like(x)  # of every column V^T e, e being the errors of the blocks before
+    for here in blocks:
+        inverse = np.asarray(np.linalg.inv(root[:, here, here]), np.float64)
+        diagonal = np.diagonal(inverse, axis1=1, axis2=2)
+        wanted = x[here] + product(inverse, owed[here])
+        choose(here, wanted, inverse / diagonal[:, :, None], np.ones_like(diagonal), pivots[:, here], again=False)
+        rest = slice(here.stop, n_columns)
+        owed[rest] += product(root[:, here, rest], x[here] - points[here])
     if n_passes:
         own = np.diagonal(worth.metric, axis1=1, axis2=2).copy()
-        residual = (points - x).reshape(n_columns, len(own), -1).transpose(1, 0, 2)
-        slope = (worth.metric @ residual).transpose(1, 0, 2)
-        wanted = points - (slope / own.T[:, :, None]).reshape(x.shape)
+        per_own = np.repeat(1 / own.T, n_rows // n_groups, 1)
+        wanted = points - per_own * product(worth.metric, points - x)
         for _ in range(n_passes):
-            choose(wanted, worth.metric, 1 / own, own, again=True)
+            for here in blocks:
+                choose(here, wanted[here], worth.metric[:, here, here], 1 / own[:, here], own[:, here], again=True)
+                for rest in (slice(0, here.start), slice(here.stop, n_columns)):
+                    wanted[rest] -= per_own[rest] * product(worth.metric[:, here, rest], change[here])
     return points
 
 
 @compiled
 def _choose_columns(
     wanted, carried, per_wanted, pivots, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class,
-    chain, first, last, again, points, change,
+    chain, again, points, change,
 ):  # fmt: skip
-    """Choose the columns from first to last, whole chains, one after another.
+    """Choose the columns of a block, whole chains, one after another.
 
     What column j changes, its error or, where it is chosen `again`, the difference to what it was, moves what is wanted
-    of column k by -per_wanted[k] * carried[j, k] times that. Carried on within these columns; the rest is the caller's.
+    of column k by -per_wanted[k] * carried[j, k] times that: of later ones only or, again, of all.
     """
-    n_rows = wanted.shape[1]
+    n_columns, n_rows = wanted.shape
     n_groups = len(carried)
     n_here = n_rows // n_groups
     n_states = len(quantiser)
@@ -172,7 +176,7 @@ def _choose_columns(
     ahead_bits = np.empty(AHEAD)
     ahead_class = np.empty(AHEAD, np.int64)
     state = 0
-    for j in range(first, last):
+    for j in range(n_columns):
         if j % chain == 0:
             state = 0
         for i in range(n_rows):
@@ -192,7 +196,7 @@ def _choose_columns(
             state = np.argmin(path)
             _trace_back(came_from, chosen, state, points[j])
             n = 0
-            for k in range(j + 1, min(j - j % chain + chain, last)):
+            for k in range(j + 1, min(j - j % chain + chain, n_columns) if n_states > 1 else 0):
                 if columns[k] == DEAD:
                     continue
                 for i in range(min(n_rows, AHEAD - n)):
@@ -207,7 +211,7 @@ def _choose_columns(
                 _trace_back(came_from, chosen, state, points[j])
         for i in range(n_rows):
             change[j, i] = points[j, i] - change[j, i] if again else wanted[j, i] - points[j, i]
-        for k in range(first if again else j + 1, last):
+        for k in range(0 if again else j + 1, n_columns):
             if k == j:
                 continue
             for g in range(n_groups):

@@ -45,6 +45,8 @@ class Guide:
         if not self.for_size and rel_error is None and output_error is None:
             output_error = DEFAULT_MAX_OUTPUT_ERROR
         self.limits = Aim(rel_error=rel_error, output_error=output_error)
+        self.rough = False
+        """Whether it is only the level that is looked for."""
 
     @property
     def default_target(self) -> str:
@@ -52,7 +54,7 @@ class Guide:
         return f"max_output_error {DEFAULT_MAX_OUTPUT_ERROR} (default with data)"
 
     def aim(self, level: float) -> Aim:
-        return Aim(level=level) if self.for_size else self.limits
+        return Aim(level=level, rough=self.rough) if self.for_size else self.limits
 
     def encode(self, info: TensorInfo, tensor: Tensor, level: float) -> Piece | None:
         """Stream and entry of a tensor; None for one that data have no say in.

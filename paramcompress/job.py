@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paramcompress import config, guide, heap, layer, metrics, plan, predicted_layer
 from paramcompress.accounts import counter, info_of, layer_report, notes_of
+from paramcompress.calibrated import HIGHEST_LEVEL, SIZE_POWER
 from paramcompress.checkpoint import Checkpoint, TensorInfo
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT
@@ -28,6 +29,10 @@ from paramcompress.predicted_checkpoint import parts_of
 from paramcompress.records import LayerReport, Progress, Report
 from paramcompress.threads import in_order
 
+PLAIN_SLACK, ROUGH_SLACK = 0.3, 0.03
+"""Shares of a size within which a level is nearly right: to choose dictionaries at, and to begin a rehearsal with."""
+MOST_CHOICES = 3
+"""Times that dictionaries are chosen, each nearer to the level that a size needs."""
 REHEARSED_SHARE = 0.999
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
@@ -61,15 +66,36 @@ class Job:
     def settings(self, level: float) -> dict[str, layer.Setting]:
         return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
 
-    def level_for_size(self, path: Path, size: int, progress: Progress | None) -> float:
+    def first_level(self, path: Path, size: int, progress: Progress | None) -> float:
+        """The level for a size; a rough one where the guide, which keeps the size itself, goes through the model."""
+        if self.guided is None:
+            return self._level_for_size(path, size, None, progress)
+        rough = self._rough_level(self.guided, path, size, progress)
+        if rough is not None and self.guided.model is not None:
+            return rough
+        return self._level_for_size(path, size, rough, progress)
+
+    def _level_for_size(self, path: Path, size: int, guess: float | None, progress: Progress | None) -> float:
         """Smallest level whose file has at most `size` bytes."""
         try:
-            level = plan.level_for_size(size, lambda at: self.size_at(path, at, progress))
-            if self.guided is not None and self.guided.calibrated.choose_at(level):
-                level = plan.level_for_size(size, lambda at: self.size_at(path, at, progress), level)
-            return level
+            return plan.level_for_size(size, lambda level: self.size_at(path, level, progress), guess)
         except BudgetError as error:
             raise self.impossible(path, error, progress) from error
+
+    def _rough_level(self, guided: guide.Guide, path: Path, size: int, progress: Progress | None) -> float | None:
+        """A level that is nearly right, and near which dictionaries were chosen; None if there seems to be none."""
+
+        def size_at(level: float) -> int:
+            return self.size_at(path, level, progress)
+
+        guided.rough = True
+        level = plan.rough_level(size, size_at, HIGHEST_LEVEL, SIZE_POWER, PLAIN_SLACK)
+        for _ in range(MOST_CHOICES):
+            if level is None or not guided.calibrated.choose_at(level):
+                break
+            level = plan.rough_level(size, size_at, level, SIZE_POWER, ROUGH_SLACK)
+        guided.rough = False
+        return level
 
     def size_at(self, path: Path, level: float, progress: Progress | None) -> int:
         """Bytes of the file at a level, by encoding all of it."""
@@ -97,7 +123,8 @@ class Job:
             aim -= 1.3 * (found - REHEARSED_SHARE * size)
         self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
         self.guided.calibrated.forget_rehearsal()
-        return self.level_for_size(path, size, progress)
+        rough = self._rough_level(self.guided, path, size, progress)
+        return self._level_for_size(path, size, rough, progress)
 
     def write(self, writer: Writer, level: float, *, keep: bool, progress: Progress | None, prove: bool = False) -> int:
         """Encode every tensor at a level into writer; returns the bytes of the file.

@@ -26,6 +26,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +54,8 @@ COUPLING_DOUBT = 0.5
 and units turn on and off (docs/calibration.md)."""
 N_PASSES = 4
 """Times that every column is chosen again."""
+ROUGH_STATES = 8
+"""Of the trellis, at most, where points are found to compare what they cost, and not to be kept."""
 FLOOR = 0.01
 """Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
 FINENESSES = (1.0, 1.4, 2.0, 2.8)
@@ -129,6 +133,16 @@ class Dictionary:
         return self.transform.n_bytes + (0 if self.low_rank is None else ranks.n_bytes(self.low_rank))
 
 
+class _Priced(NamedTuple):
+    """A dictionary, and what a weight costs with it."""
+
+    cost: float
+    dictionary: Dictionary
+
+
+_cost_of = attrgetter("cost")
+
+
 class MetricFit:
     """One layer, ready to be fitted at any price.
 
@@ -163,13 +177,18 @@ class MetricFit:
         self.dictionary, self.seed = dictionary, seed
         self._last: _Coordinates | None = None
 
-    def at(self, price: float) -> Factors:
-        """Factors at `price` units of cost a bit; at the first, the dictionary is chosen that costs least there."""
-        if self.dictionary is None:
+    def at(self, price: float, *, rough: bool = False) -> Factors:
+        """Factors at `price` units of cost a bit; at the first, the dictionary is chosen that costs least there.
+
+        Args:
+            rough: in a fraction of the time, and of nearly as many bytes: to search for a price by. With the dictionary
+                that was chosen, or none.
+        """
+        if self.dictionary is None and not rough:
             self.choose_dictionary(price)
-        assert self.dictionary is not None
-        one = self._coordinates(self.dictionary)
-        found = self._factors(one, self.dictionary.fineness, price, N_PASSES)
+        dictionary = self.dictionary or Dictionary(Transform.fitted("none", self.weight, self.layout))
+        one = self._coordinates(dictionary)
+        found = self._factors(one, dictionary.fineness, price, rough=rough)
         one.space.forget_feedings()
         return found
 
@@ -178,35 +197,33 @@ class MetricFit:
         each the step."""
         narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
         mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
-        names = ("none", "patch", "cosine") if mixes else ("none",)
+        names = ("none", "cosine", "patch") if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
-        best = self._cheapest(plain, price) if len(plain) > 1 else plain[0]
-        best = self._with_step(best, price)
-        beside = [replace(best, low_rank=one) for one in self._low_ranks()]
-        if beside and (found := self._cheapest([best, *beside], price)) is not best:
+        best = self._with_step(self._cheapest(plain, price), price)
+        beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
+        if beside and (found := self._cheapest(beside, price)).cost < best.cost:
             best = self._with_step(found, price)
-        self.dictionary = best
+        self.dictionary = best.dictionary
 
-    def _with_step(self, dictionary: Dictionary, price: float) -> Dictionary:
+    def _with_step(self, priced: _Priced, price: float) -> _Priced:
         """A dictionary with the fineness that costs least; theory's, unless that costs clearly more."""
-        steps = [replace(dictionary, fineness=one) for one in FINENESSES]
-        costs = self._costs(steps, price)
-        least = int(np.argmin(costs))
-        return steps[least] if costs[least] < CLEARLY_LESS * costs[0] else steps[0]
+        dictionary = priced.dictionary
+        others = [replace(dictionary, fineness=one) for one in FINENESSES if one != dictionary.fineness]
+        steps = [priced, *(self._priced(one, price) for one in others)]
+        theory = next(one for one in steps if one.dictionary.fineness == 1)
+        least = min(steps, key=_cost_of)
+        return least if least.cost < CLEARLY_LESS * theory.cost else theory
 
-    def _cheapest(self, candidates: Sequence[Dictionary], price: float) -> Dictionary:
-        return candidates[int(np.argmin(self._costs(candidates, price)))]
+    def _cheapest(self, candidates: Sequence[Dictionary], price: float) -> _Priced:
+        return min((self._priced(one, price) for one in candidates), key=_cost_of)
 
-    def _costs(self, candidates: Sequence[Dictionary], price: float) -> list[float]:
-        return [self._cost(one, price) for one in candidates]
-
-    def _cost(self, dictionary: Dictionary, price: float) -> float:
-        """About what a weight costs with that dictionary, its error and its bits together."""
-        found = self._factors(self._coordinates(dictionary), dictionary.fineness, price, 0)
+    def _priced(self, dictionary: Dictionary, price: float) -> _Priced:
+        """A dictionary with about what a weight costs with it, its error and its bits together."""
+        found = self._factors(self._coordinates(dictionary), dictionary.fineness, price, rough=True)
         bits = 8.0 * dictionary.n_bytes
         if (stored := found.stored) is not None and stored.scales is not None:
             bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
-        return self.metric.cost(found.reconstruct() - self.target) + price * bits
+        return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
         """Those of a dictionary: the last ones, or with what they have in common with these."""
@@ -248,7 +265,7 @@ class MetricFit:
                 if found is not None:
                     yield found
 
-    def _factors(self, one: _Coordinates, fineness: float, price: float, n_passes: int) -> Factors:
+    def _factors(self, one: _Coordinates, fineness: float, price: float, *, rough: bool) -> Factors:
         x = one.shrunk(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
@@ -259,14 +276,15 @@ class MetricFit:
         bits *= step**2
         x /= step
         kind = WITH_ZERO if wants_zero(self.weight) else TRELLISES
-        trellis = kind[self.effort.n_states_in_metric]
+        n_states = self.effort.n_states_in_metric
+        trellis = kind[min(n_states, ROUGH_STATES) if rough else n_states]
         profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1
         scales = profile.scales(1.0, 1.0, by_class, by_class)
         cost = prices.cost_table(has_zero=trellis.has_zero)
         symbols: Symbols | None = None
         nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
-        for passes in () if nothing else (0, n_passes):
+        for passes in () if nothing else (0, 0 if rough else N_PASSES):
             points = np.concatenate(
                 [
                     quantize_in_metric(x[at], replace(scales, columns=scales.columns[at]), trellis, cost, worth, passes)
@@ -379,7 +397,7 @@ class _Space:
         return self._fed[1]
 
     def forget_feedings(self) -> None:
-        """They take twice as much memory as the metric."""
+        """They take as much memory as the metric, and as much again for their roots."""
         self._fed = None
 
 

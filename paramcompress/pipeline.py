@@ -154,7 +154,7 @@ def squeeze(
         job = Job(checkpoint, limits, EFFORTS[effort], seed, device, workers, about, guided)
         level = options.get("max_rel_error", plan.DEFAULT_MAX_REL_ERROR)
         if size is not None:
-            level = job.level_for_size(path, size, progress)
+            level = job.first_level(path, size, progress)
         if guided is not None:
             with torch_threads(n_threads):
                 level = job.rehearse(path, level, size, progress)

@@ -126,6 +126,8 @@ def _shares(tensors: Sequence[TensorInfo], loudness: Mapping[str, float]) -> dic
     return {name: min(max(math.exp(log - mean), 1 / FARTHEST_SHARE), FARTHEST_SHARE) for name, log in logs.items()}
 
 
+_FARTHEST = 16.0
+"""Factor by which a level is changed at a time where a power law says so."""
 _GUESS_STEP = 0.3
 """Down from a level that was nearly right, in its logarithm."""
 
@@ -158,6 +160,40 @@ def level_for_size(target_bytes: int, size_at: Callable[[float], int], guess: fl
             break
         level = _between(over, under, target_bytes, _GUESS_STEP if guess else None)
     return under[0]
+
+
+def rough_level(
+    target_bytes: int, size_at: Callable[[float], int], level: float, power: float, slack: float
+) -> float | None:
+    """A level whose file has about `target_bytes`, from one that may be far off: by a power law, then by lines between
+    levels on either side. None if it would have to be the largest or the smallest.
+
+    Args:
+        size_at: as for `level_for_size`.
+        power: with which, about, bytes fall as the level rises.
+        slack: share of the target within which one more step leads near enough.
+    """
+    ends: dict[bool, tuple[float, float]] = {}  # by whether there are too many bytes: a level, and how many
+    was_over: bool | None = None
+    for _ in range(8):
+        size = size_at(level)
+        excess = size - target_bytes
+        is_over, near = excess > 0, abs(excess) <= slack * target_bytes
+        if is_over is was_over:  # still: a step was too short
+            power /= 1.5
+            if (not is_over) in ends:  # or one end would stay for good (Illinois)
+                ends[not is_over] = ends[not is_over][0], ends[not is_over][1] / 2
+        was_over, ends[is_over] = is_over, (level, excess)
+        if near or len(ends) == 1:
+            level *= min(max((size / target_bytes) ** (1 / power), 1 / _FARTHEST), _FARTHEST)
+        else:
+            (low, much), (high, little) = ends[True], ends[False]
+            level = high * (low / high) ** min(max(little / (little - much), 0.05), 0.95)
+        if not SMALLEST_LEVEL < level < LARGEST_LEVEL:
+            return None
+        if near:
+            break
+    return level
 
 
 def impossible(target_bytes: int, smallest: int) -> BudgetError:

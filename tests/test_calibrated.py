@@ -371,6 +371,7 @@ def test_dictionaries_are_chosen_near_the_level_that_they_serve() -> None:
         assert piece is not None
         return piece.stream
 
+    assert job.choose_at(0.11)
     first, fine = stream(0.1), stream(0.003)
     assert stream(0.1) == first
     assert not job.choose_at(0.12)
@@ -378,6 +379,49 @@ def test_dictionaries_are_chosen_near_the_level_that_they_serve() -> None:
     assert job.choose_at(0.003)
     assert stream(0.003) != fine
     assert not job.choose_at(0.0035)
+
+
+def test_no_dictionary_is_chosen_before_a_level_is_known() -> None:
+    job = a_job()
+    name, tensor = "0.weight", job.weights["0.weight"]
+    info = TensorInfo(name, "float32", tuple(tensor.shape))
+    job.encode(info, tensor, Aim(0.1, rough=True))
+    assert job.fits[name].dictionary is None
+    job.choose_at(0.1)
+    job.encode(info, tensor, Aim(0.1, rough=True))
+    assert job.fits[name].dictionary is not None
+
+
+def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator) -> None:
+    weight, metric = layer_of_a_net(rng)
+    fit = MetricFit(weight, Layout.of(weight.shape), metric, EFFORTS["default"])
+    for price in (1e-3, 1e-2):
+        fine, rough = fit.at(price), fit.at(price, rough=True)
+        assert len(encode_factored(rough)) == pytest.approx(len(encode_factored(fine)), rel=0.06)
+        costs = [
+            metric.cost(one.reconstruct() - weight) + price * 8 * len(encode_factored(one)) for one in (fine, rough)
+        ]
+        assert costs[0] < costs[1]
+
+
+@pytest.mark.parametrize("bits", [2.0, 4.0])
+def test_a_squeeze_with_data_encodes_all_tensors_only_a_few_times(bits: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In full once before the rehearsal, whose outcome is then only counted and written; roughly a few times more."""
+    seen: list[bool] = []
+    size_at = job.Job.size_at
+
+    def counted(self: job.Job, *args: Any) -> int:
+        assert self.guided is not None
+        seen.append(self.guided.rough)
+        return size_at(self, *args)
+
+    monkeypatch.setattr(job.Job, "size_at", counted)
+    model = models.load("conv")
+    paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt", OUT, bits_per_weight=bits, model=model, batches=models.digits_batches()
+    )
+    assert seen.count(False) == 2
+    assert seen.count(True) <= 8
 
 
 def test_scale_and_shift_that_are_made_good_may_be_coarser() -> None:

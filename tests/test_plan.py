@@ -12,7 +12,7 @@ from paramcompress import plan
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.errors import BudgetError, ConfigError
 from paramcompress.layer import Setting
-from paramcompress.plan import LARGEST_LEVEL, SMALLEST_LEVEL, is_matrix, level_for_size, make
+from paramcompress.plan import LARGEST_LEVEL, SMALLEST_LEVEL, is_matrix, level_for_size, make, rough_level
 
 NAMES = ["conv1.weight", "conv1.bias", "conv2.weight", "fc.weight", "fc.bias", "steps", "odd[0].weight"]
 TENSORS = [
@@ -219,3 +219,24 @@ def test_a_guess_saves_encodings() -> None:
         size, asked = counted(smooth)
         assert 0.995 * target <= smooth(level_for_size(target, size, guess)) <= target
         assert len(asked) <= 5
+
+
+def by_power(level: float) -> int:
+    """As the bytes of a net squeezed with data fall, with a part that no level makes smaller."""
+    return HEAD + round(1e5 * level**-0.6)
+
+
+@pytest.mark.parametrize("size_at", [smooth, unsteady, by_power])
+@pytest.mark.parametrize("target", [50_000, 70_000, 200_000, 400_000, 900_000])
+def test_a_rough_level_takes_few_encodings(size_at: Callable[[float], int], target: int) -> None:
+    size, asked = counted(size_at)
+    level = rough_level(target, size, 0.125, 0.67, 0.03)
+    assert level is not None
+    assert size_at(level) == pytest.approx(target, rel=0.03)
+    assert len(asked) <= 7
+
+
+def test_no_rough_level_for_what_only_the_largest_has_or_none() -> None:
+    for target in (HEAD - 1, HEAD, 10**9):
+        assert rough_level(target, by_power, 0.125, 0.67, 0.03) is None
+    assert rough_level(10_000, lambda level: HEAD, 0.125, 0.67, 0.03) is None
