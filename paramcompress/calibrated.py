@@ -299,6 +299,7 @@ class _Rehearsal:
         tensor = job.weights[name]
         info = _info(name, tensor)
         if sums is not None and self.aim.level > 0 and not job.moments.layers[name].is_diagonal:
+            before.forget_coordinates()  # the metric is another one from here on
             moment = sums.moment(job.moments.layers[name])
             metric = job.metric(moment, before.weight)
             centred = job.means_return and moment.about_means() is not moment

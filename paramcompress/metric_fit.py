@@ -192,6 +192,10 @@ class MetricFit:
         one.space.forget_feedings()
         return found
 
+    def forget_coordinates(self) -> None:
+        """What was prepared for the next price: twice the memory of the metric."""
+        self._last = None
+
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
         each the step."""
