@@ -43,7 +43,8 @@ MADE_GOOD = 4.0
 """By what errors in scale and shift of a normalisation matter less than their sensitivities say: weights and statistics
 behind them are fitted to what they became (docs/calibration.md)."""
 HIGHEST_LEVEL = 0.125
-"""At which dictionaries are chosen at most: where most is kept, so that they are not chosen where nothing is."""
+"""At which dictionaries are chosen at most, where most is kept, so that they are not chosen where nothing is; and at
+which a search for a size begins."""
 NEAR = 3.0
 """Factor between the level at which dictionaries were chosen and one at which they still serve."""
 SIZE_POWER = 0.67

@@ -201,7 +201,8 @@ class MetricFit:
         each the step."""
         narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
         mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
-        names = ("none", "cosine", "patch") if mixes else ("none",)
+        fitted = ("patch",) if self.effort.fitted else ()
+        names = ("none", "cosine", *fitted) if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = self._with_step(self._cheapest(plain, price), price)
         beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]

@@ -189,6 +189,21 @@ def test_low_rank_in_a_diagonal_metric(rng: np.random.Generator) -> None:
     assert ranks[0] == ranks[1] == 2
 
 
+def test_only_fast_tries_no_dictionary_that_is_fitted(rng: np.random.Generator) -> None:
+    """Kernels that are two patterns each, which a fitted basis has among its atoms."""
+    patterns = np.linalg.qr(rng.standard_normal((9, 2)))[0]
+    weight = (rng.standard_normal((64 * 48, 2)) @ patterns.T).reshape(64, 48, 3, 3).astype(np.float32)
+    layout = Layout.of(weight.shape)
+    metric = Metric(np.ones(64), np.eye(48 * 9)[None])
+    chosen = {}
+    for effort in ("fast", "default"):
+        fit = MetricFit(weight.reshape(64, -1), layout, metric, EFFORTS[effort])
+        fit.choose_dictionary(0.01)
+        assert fit.dictionary is not None
+        chosen[effort] = fit.dictionary.transform.name
+    assert chosen["default"] == "patch" != chosen["fast"]
+
+
 @pytest.mark.parametrize("shape", [(8, 20_000), (4, 2_500, 3, 3)])
 def test_memory_goes_with_the_columns_of_a_wide_layer(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     """A matrix of 20,000 columns would be 3.2 GB; a weight this wide has a diagonal in place of one."""
