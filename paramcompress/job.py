@@ -31,6 +31,8 @@ from paramcompress.threads import in_order
 
 PLAIN_SLACK, ROUGH_SLACK = 0.3, 0.03
 """Shares of a size within which a level is nearly right: to choose dictionaries at, and to begin a rehearsal with."""
+NEARLY_NOTHING = 1.0
+"""Level from which on so little is kept that a size is near the least there is, and a rough level not good enough."""
 MOST_CHOICES = 3
 """Times that dictionaries are chosen, each nearer to the level that a size needs."""
 REHEARSED_SHARE = 0.999
@@ -71,7 +73,7 @@ class Job:
         if self.guided is None:
             return self._level_for_size(path, size, None, progress)
         rough = self._rough_level(self.guided, path, size, progress)
-        if rough is not None and self.guided.model is not None:
+        if rough is not None and rough < NEARLY_NOTHING and self.guided.model is not None:
             return rough
         return self._level_for_size(path, size, rough, progress)
 

@@ -186,9 +186,14 @@ class MetricFit:
         """
         if self.dictionary is None and not rough:
             self.choose_dictionary(price)
-        dictionary = self.dictionary or Dictionary(Transform.fitted("none", self.weight, self.layout))
+        plain = Dictionary(Transform.fitted("none", self.weight, self.layout))
+        dictionary = self.dictionary or plain
         one = self._coordinates(dictionary)
         found = self._factors(one, dictionary.fineness, price, rough=rough)
+        if found.stored is None and dictionary.low_rank is not None:  # which may not be worth its bits here, either
+            dictionary = self._cheapest([dictionary, plain], price).dictionary
+            one = self._coordinates(dictionary)
+            found = self._factors(one, dictionary.fineness, price, rough=rough)
         one.space.forget_feedings()
         return found
 
@@ -201,6 +206,7 @@ class MetricFit:
         each the step."""
         narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
         mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
+        # a search begins with none, and patch is the likeliest to stay: so fewer coordinates are prepared twice
         fitted = ("patch",) if self.effort.fitted else ()
         names = ("none", "cosine", *fitted) if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]

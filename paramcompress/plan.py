@@ -170,6 +170,7 @@ def rough_level(
 
     Args:
         size_at: as for `level_for_size`.
+        level: to begin with.
         power: with which, about, bytes fall as the level rises.
         slack: share of the target within which one more step leads near enough.
     """
@@ -185,7 +186,7 @@ def rough_level(
                 ends[not is_over] = ends[not is_over][0], ends[not is_over][1] / 2
         was_over, ends[is_over] = is_over, (level, excess)
         if near or len(ends) == 1:
-            level *= min(max((size / target_bytes) ** (1 / power), 1 / _FARTHEST), _FARTHEST)
+            level *= min(max((size / max(target_bytes, 1)) ** (1 / power), 1 / _FARTHEST), _FARTHEST)
         else:
             (low, much), (high, little) = ends[True], ends[False]
             level = high * (low / high) ** min(max(little / (little - much), 0.05), 0.95)

@@ -23,7 +23,7 @@ from paramcompress.calibrated import Aim, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import Layout, encode_factored
-from paramcompress.errors import CalibrationError, ConfigError
+from paramcompress.errors import BudgetError, CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
 from paramcompress.fit.transforms import Transform
 from paramcompress.metric_fit import Dictionary, Metric, MetricFit
@@ -437,6 +437,17 @@ def test_a_squeeze_with_data_encodes_all_tensors_only_a_few_times(bits: float, m
     )
     assert seen.count(False) == 2
     assert seen.count(True) <= 8
+
+
+@pytest.mark.parametrize("target", [{"bits_per_weight": 1e-7}, {"target_size": 900}])
+def test_a_size_that_no_file_has_is_refused_with_one_that_can_be_had(target: dict[str, Any]) -> None:
+    """Also one of not a single byte."""
+    model, batches = models.load("conv"), models.digits_batches()[:1]
+    with pytest.raises(BudgetError, match="the smallest possible has") as caught:
+        paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, model=model, batches=batches, **target)
+    smallest = caught.value.smallest_bytes
+    report = paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, target_size=smallest, model=model, batches=batches)
+    assert report.bytes_after <= smallest
 
 
 def test_scale_and_shift_that_are_made_good_may_be_coarser() -> None:

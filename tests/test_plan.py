@@ -237,6 +237,6 @@ def test_a_rough_level_takes_few_encodings(size_at: Callable[[float], int], targ
 
 
 def test_no_rough_level_for_what_only_the_largest_has_or_none() -> None:
-    for target in (HEAD - 1, HEAD, 10**9):
+    for target in (0, HEAD - 1, HEAD, 10**9):
         assert rough_level(target, by_power, 0.125, 0.67, 0.03) is None
     assert rough_level(10_000, lambda level: HEAD, 0.125, 0.67, 0.03) is None
