@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paramcompress.entropy import COUNT, MOST_CLASS, Scales, distance_bits
 from paramcompress.jit import compiled
 from paramcompress.prior import prior_of
-from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, count_tokens, entropy_bits, token_of
+from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, count_tokens, entropy_bits, shifted_bits, token_of
 from paramcompress.trellis import Trellis, columns_per_chain
 
 BIT_WEIGHT = 0.46
@@ -101,7 +101,8 @@ def class_bits(scales: Scales, period: int) -> float:
 def point_bits(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> float:
     """Bits of points as for `pack`: entropy of the tokens by context, what learning it costs, and the raw bits."""
     counts = histogram(points, scales, trellis)
-    return float(token_bits(counts, token_raw_bits()))
+    shifted = shifted_bits(scales.base, scales.rows, scales.columns)
+    return float(token_bits(counts, token_raw_bits()) + shifted)
 
 
 @compiled

@@ -137,6 +137,18 @@ def count_tokens(points, base, rows, columns, walk, per_chain, counts):
 
 
 @compiled
+def shifted_bits(base, rows, columns):
+    """Low bits that loud numbers shift out, of a matrix with such classes: `count_tokens` tells nothing of them."""
+    of_rows = np.bincount(np.maximum(rows, -1).astype(np.int64) + 1)
+    of_columns = np.bincount(np.maximum(columns, -1).astype(np.int64) + 1)
+    bits = np.int64(0)
+    for i in range(1, len(of_rows)):
+        for j in range(1, len(of_columns)):
+            bits += of_rows[i] * of_columns[j] * scale_context(base + i + j - 2)[1]
+    return bits
+
+
+@compiled
 def entropy_bits(counts):
     """Bits of as many symbols as counts say, by their own frequencies."""
     total = counts.sum()

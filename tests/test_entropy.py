@@ -37,8 +37,9 @@ from paramcompress.entropy import (
     unpack,
     varint,
 )
-from paramcompress.prices import N_MAGNITUDES, cost_table, histogram, raw_bits_of
+from paramcompress.prices import N_MAGNITUDES, class_bits, cost_table, histogram, point_bits, raw_bits_of
 from paramcompress.prior import prior_of
+from paramcompress.tokens import UNIT_CLASS
 from paramcompress.trellis import columns_per_chain
 
 TINY = bytes.fromhex("00 05 02 03 00 10 dd 02")
@@ -303,6 +304,16 @@ def test_histogram_counts_what_is_packed(rng: np.random.Generator) -> None:
                 expected[c, q, token_of((abs(point) + q) // 2 >> shift)] += 1
                 state = int(EVERY_TRELLIS[8].next_state[state, parity_of(point, q, c >= EVERY_TRELLIS[8].loud_class)])
     np.testing.assert_array_equal(histogram(points, scales, EVERY_TRELLIS[8]), expected)
+
+
+@pytest.mark.parametrize("base", [0, 8, 20])
+def test_the_price_of_points_is_nearly_what_they_take(base: int, rng: np.random.Generator) -> None:
+    """Also of loud ones, that shift low bits out: half to six bits each where the base is 20."""
+    scales = Scales(base, rng.integers(0, 5, 300).astype(np.int16), rng.integers(0, 5, 200).astype(np.int16))
+    classes = base + scales.rows[None, :] + scales.columns[:, None]
+    points = 2 * (2.0 ** ((classes - UNIT_CLASS) / 2) * rng.standard_normal((200, 300))).round().astype(np.int32)
+    n_bits = 8 * len(pack(points, scales, EVERY_TRELLIS[1])) - class_bits(scales, 1)
+    assert n_bits == pytest.approx(point_bits(points, scales, EVERY_TRELLIS[1]), rel=0.02)
 
 
 def test_costs_are_the_entropy_of_the_histogram() -> None:

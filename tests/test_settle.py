@@ -29,14 +29,15 @@ def noise(rng: np.random.Generator, n_columns: int, n_rows: int) -> NDArray[np.f
     return rng.standard_normal((n_columns, n_rows)).astype(np.float32)
 
 
+@pytest.mark.parametrize("share", [1e-6, 0.02])
 @pytest.mark.parametrize("loud", ["rows", "columns", "both", "neither"])
-def test_sides_have_classes_where_their_loudness_differs(loud: str, rng: np.random.Generator) -> None:
+def test_sides_have_classes_where_their_loudness_differs(loud: str, share: float, rng: np.random.Generator) -> None:
     x = noise(rng, 300, 128)
     if loud in ("rows", "both"):
         x *= (2.0 ** rng.integers(-2, 3, 128)).astype(np.float32)
     if loud in ("columns", "both"):
         x *= (2.0 ** rng.integers(-2, 3, 300)).astype(np.float32)[:, None]
-    scales = settled(x, 0.02).scales
+    scales = settled(x, share).scales
     spread = [int(np.ptp(one[one >= 0])) for one in (scales.rows, scales.columns)]  # in half octaves
     for found, name in zip(spread, ("rows", "columns"), strict=True):
         assert found >= 4 if loud in (name, "both") else found <= 1

@@ -13,7 +13,7 @@ from paramcompress import prices
 from paramcompress.fit.scales import fit_scales, to_classes
 from paramcompress.fit.settle import on_plain_grid
 from paramcompress.jit import compiled
-from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens
+from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens, shifted_bits
 from paramcompress.trellis import TRELLISES
 
 
@@ -46,4 +46,5 @@ def _estimate(x, target, cost, walk, raw_bits):
             n_nonzero += points[j, i] != 0
     # what the error is off by, in bits: half a log2 for each number that is coded at all
     excess = 0.5 * n_nonzero * np.log2(error / target) if error > 0 else 0.0
-    return max(prices.token_bits(counts, raw_bits) + excess, 0.0)
+    shifted = shifted_bits(base, row_classes, column_classes)
+    return max(prices.token_bits(counts, raw_bits) + shifted + excess, 0.0)

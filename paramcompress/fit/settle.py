@@ -21,7 +21,7 @@ from paramcompress.fit.scales import Profile, to_classes
 from paramcompress.jit import compiled, compiled_sums
 from paramcompress.metrics import moments
 from paramcompress.quantize import round_points
-from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens
+from paramcompress.tokens import N_CLASSES, N_TOKENS, count_tokens, shifted_bits
 from paramcompress.trellis import TRELLISES
 
 TRELLIS_STEP = math.sqrt(prices.MSE_OF_PLAIN_STEP / prices.MSE_OF_STEP)
@@ -107,7 +107,8 @@ def classes_that_pay(
         counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
         count_tokens(points, one[0], one[1][at_rows], one[2][at_columns], walk, np.int64(1), counts)
         row_bits, column_bits = prices.side_bits(one[1], one[2], period)
-        bits = row_bits + column_bits + grown * prices.token_bits(counts, raw_bits)
+        shifted = shifted_bits(one[0], one[1][at_rows], one[2][at_columns])
+        bits = row_bits + column_bits + grown * (prices.token_bits(counts, raw_bits) + shifted)
         if way == 0:
             total, of_rows, of_columns = bits, row_bits, column_bits
         if bits < least:
