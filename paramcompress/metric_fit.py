@@ -14,6 +14,7 @@ error in one row may then make good one in another.
   to T = W M (M + mu_i)^-1, mu_i = SHRINKAGE * price / (worth_i v): the paper's kernel ridge regression, with the metric
   for its kernel. Directions that the data never use cost no bits.
 - *Step.* The quantiser works at one slope, BIT_WEIGHT squared steps a bit, so that price and metric give the step.
+  What costs so much a bit is an error in the mean column of those that are worth coding at all.
 - *Points.* `feedback`, in the coordinates of a dictionary that is chosen by cost; then one gain for all of them.
 
 Shapes: W (n_out, n_in * K), M (n_groups, n_in * K, n_in * K), x its transpose in dictionary coordinates.
@@ -39,7 +40,7 @@ from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.entropy import Scales
 from paramcompress.feedback import Feeding, Worth, quantize_in_metric
 from paramcompress.fit import Effort, ranks
-from paramcompress.fit.scales import DEAD_PEAK, Profile, wants_zero
+from paramcompress.fit.scales import DEAD_PEAK, Profile, live_lines, wants_zero, without_empty
 from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 from paramcompress.trellis import TRELLISES, WITH_ZERO, columns_per_chain
@@ -58,10 +59,8 @@ ROUGH_STATES = 8
 """Of the trellis, at most, where points are found to compare what they cost, and not to be kept."""
 FLOOR = 0.01
 """Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
-FINENESSES = (1.0, 1.4, 2.0, 2.8)
-"""That are tried."""
-CLEARLY_LESS = 0.95
-"""Of the cost at theory's step, below which a finer one is taken: they are compared before columns are chosen again."""
+QUIET = 1 / 16
+"""Share of the step by which rows and columns are too small for points where small numbers are heeded."""
 FINEST = 2.0**24
 """Steps that the largest number may have: float32 tells no more apart."""
 RANKS = (2, 8, 32)
@@ -119,14 +118,32 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """How a weight meets the lattice of points."""
+
+    fineness: float = 1.0
+    """What theory's step is divided by."""
+    quiet: bool = False
+    """Whether points are looked for also in rows and columns whose numbers are all small beside the step. Where few
+    directions cost most, points in some of these make good what all of them are worth along those."""
+
+    @property
+    def live_step(self) -> float:
+        """Step by which it is decided what is too small, in steps."""
+        return QUIET if self.quiet else 1.0
+
+
+GRIDS = (Grid(), Grid(fineness=1.4), Grid(quiet=True))
+"""That are tried, theory's first."""
+
+
+@dataclass(frozen=True)
 class Dictionary:
     """All that is fixed before a layer is quantised at one price or another."""
 
     transform: Transform
     low_rank: LowRank | None = None
-    fineness: float = 1.0
-    """What the step is divided by. Theory's step is for columns that cost alike; where a few cost far more, a finer one
-    pays, at which the others are left at zero."""
+    grid: Grid = GRIDS[0]
 
     @property
     def n_bytes(self) -> int:
@@ -189,11 +206,11 @@ class MetricFit:
         plain = Dictionary(Transform.fitted("none", self.weight, self.layout))
         dictionary = self.dictionary or plain
         one = self._coordinates(dictionary)
-        found = self._factors(one, dictionary.fineness, price, rough=rough)
+        found = self._factors(one, dictionary.grid, price, rough=rough)
         if found.stored is None and dictionary.low_rank is not None:  # which may not be worth its bits here, either
             dictionary = self._cheapest([dictionary, plain], price).dictionary
             one = self._coordinates(dictionary)
-            found = self._factors(one, dictionary.fineness, price, rough=rough)
+            found = self._factors(one, dictionary.grid, price, rough=rough)
         one.space.forget_feedings()
         return found
 
@@ -203,37 +220,35 @@ class MetricFit:
 
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
-        each the step."""
+        each the grid."""
         narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
         mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
         # a search begins with none, and patch is the likeliest to stay: so fewer coordinates are prepared twice
         fitted = ("patch",) if self.effort.fitted else ()
         names = ("none", "cosine", *fitted) if mixes else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
-        best = self._with_step(self._cheapest(plain, price), price)
+        best = self._with_grid(self._cheapest(plain, price), price)
         beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
         if beside and (found := self._cheapest(beside, price)).cost < best.cost:
-            best = self._with_step(found, price)
+            best = self._with_grid(found, price)
         self.dictionary = best.dictionary
 
-    def _with_step(self, priced: _Priced, price: float) -> _Priced:
-        """A dictionary with the fineness that costs least; theory's, unless that costs clearly more."""
+    def _with_grid(self, priced: _Priced, price: float) -> _Priced:
+        """A dictionary with the grid that costs least."""
         dictionary = priced.dictionary
-        others = [replace(dictionary, fineness=one) for one in FINENESSES if one != dictionary.fineness]
-        steps = [priced, *(self._priced(one, price) for one in others)]
-        theory = next(one for one in steps if one.dictionary.fineness == 1)
-        least = min(steps, key=_cost_of)
-        return least if least.cost < CLEARLY_LESS * theory.cost else theory
+        others = [replace(dictionary, grid=one) for one in GRIDS if one != dictionary.grid]
+        return min([priced, *(self._priced(one, price) for one in others)], key=_cost_of)
 
     def _cheapest(self, candidates: Sequence[Dictionary], price: float) -> _Priced:
         return min((self._priced(one, price) for one in candidates), key=_cost_of)
 
     def _priced(self, dictionary: Dictionary, price: float) -> _Priced:
         """A dictionary with about what a weight costs with it, its error and its bits together."""
-        found = self._factors(self._coordinates(dictionary), dictionary.fineness, price, rough=True)
+        found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=True)
         bits = 8.0 * dictionary.n_bytes
         if (stored := found.stored) is not None and stored.scales is not None:
             bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
+            bits += prices.class_bits(stored.scales, self.layout.kernel_size)
         return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
@@ -276,13 +291,13 @@ class MetricFit:
                 if found is not None:
                     yield found
 
-    def _factors(self, one: _Coordinates, fineness: float, price: float, *, rough: bool) -> Factors:
+    def _factors(self, one: _Coordinates, grid: Grid, price: float, *, rough: bool) -> Factors:
         x = one.shrunk(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
         worths = [Worth(bits, feeding, coupling) for feeding in one.space.feedings(price)]
         pivots = np.concatenate([worth.pivots for worth in worths], 1)
-        step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(np.exp(np.log(pivots).mean()))) / fineness
+        step = _step(x, bits, pivots) / grid.fineness
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         bits *= step**2
         x /= step
@@ -291,10 +306,10 @@ class MetricFit:
         trellis = kind[min(n_states, ROUGH_STATES) if rough else n_states]
         profile = Profile.of(x.astype(np.float32), MSE_OF_STEP)
         by_class = min(x.shape) > 1
-        scales = profile.scales(1.0, 1.0, by_class, by_class)
+        scales = profile.scales(1.0, grid.live_step, by_class, by_class)
         cost = prices.cost_table(has_zero=trellis.has_zero)
         symbols: Symbols | None = None
-        nothing = not profile.peak >= DEAD_PEAK  # no number is worth its bits
+        nothing = not profile.peak >= DEAD_PEAK * grid.live_step  # no number is worth its bits
         for passes in () if nothing else (0, 0 if rough else N_PASSES):
             points = np.concatenate(
                 [
@@ -307,7 +322,7 @@ class MetricFit:
                 symbols = None
                 break
             if passes == 0 and by_class and symbols is not None:
-                scales = self._worthwhile_classes(symbols, profile)
+                scales = self._worthwhile_classes(symbols, profile, grid)
             cost = prices.cost_table(prices.histogram(points, scales, trellis), has_zero=trellis.has_zero)
         step = 1.0 if symbols is None else step * one.gain(points * step)
         transform = one.dictionary.transform
@@ -315,14 +330,17 @@ class MetricFit:
             self.layout, float(np.float32(step)), transform.name, transform.basis, one.dictionary.low_rank, symbols
         )
 
-    def _worthwhile_classes(self, symbols: Symbols, profile: Profile) -> Scales:
+    def _worthwhile_classes(self, symbols: Symbols, profile: Profile, grid: Grid) -> Scales:
         """Classes for rows, columns, both or neither, or for columns by their place in the kernel: what saves most."""
         period = self.layout.kernel_size
-        ways = [profile.scales(1.0, 1.0, *way) for way in itertools.product((True, False), repeat=2)]
+        sides = itertools.product((True, False), repeat=2)
+        ways = [profile.scales(1.0, grid.live_step, *way) for way in sides]
         if period > 1:
             places = profile.columns.reshape(-1, period)
             columns = np.broadcast_to(np.sqrt((places**2).mean(0)), places.shape).reshape(-1)
-            ways.append(replace(profile, columns=columns).scales(1.0, 1.0))
+            ways.append(replace(profile, columns=columns).scales(1.0, grid.live_step))
+        if grid.quiet:
+            ways = [without_empty(one, symbols.points) for one in ways]
 
         def n_bits(one: Scales) -> float:
             return prices.class_bits(one, period) + prices.point_bits(symbols.points, one, symbols.trellis)
@@ -353,6 +371,22 @@ def _row_square(squares: NDArray[np.float64]) -> NDArray[np.float64]:
 def _shrinkage(price: float, worth: NDArray[np.float64], row_square: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n_rows,) mu."""
     return SHRINKAGE * price / (worth * row_square)
+
+
+def _step(x: NDArray[np.float64], bits: NDArray[np.float64], pivots: NDArray[np.float64]) -> float:
+    """The step at which an error in the columns that are worth coding costs, in their mean, what BIT_WEIGHT says.
+
+    Which ones these are depends on the step: columns that data hardly use have numbers near zero, however much an error
+    in them would be told to cost.
+    """
+    live: NDArray[np.bool_] = np.ones(len(x), np.bool_)
+    step = 1.0
+    for _ in range(3):
+        step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(pivots[:, live].mean()))
+        live = live_lines(x, step)
+        if not live.any():
+            break
+    return step
 
 
 class _Space:

@@ -26,7 +26,7 @@ from paramcompress.codec import Layout, encode_factored
 from paramcompress.errors import BudgetError, CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
 from paramcompress.fit.transforms import Transform
-from paramcompress.metric_fit import Dictionary, Metric, MetricFit
+from paramcompress.metric_fit import Dictionary, Grid, Metric, MetricFit
 from paramcompress.moments import SecondMoments
 from sample_models import models
 
@@ -147,20 +147,37 @@ def test_what_rows_do_together_costs_less_where_that_is_known(rng: np.random.Gen
     assert sums[0] < 0.95 * sums[1]
 
 
-def test_the_step_is_finer_where_a_few_columns_cost_most(rng: np.random.Generator) -> None:
-    """Two inputs of 64 are a hundred times the others: what the step of all of them leaves is far from nothing."""
-    weight = (rng.standard_normal((48, 64)) * np.where(np.arange(64) < 2, 0.03, 1.0)).astype(np.float32)
-    metric = Metric(np.ones(48), np.diag(np.where(np.arange(64) < 2, 1e4, 0.01))[None])
+def cost_and_bits(fit: MetricFit, price: float, grid: Grid | None = None) -> float:
+    """What is minimised, on the grid that was chosen or another, without a transform."""
+    fit.choose_dictionary(price)
+    if grid is not None:
+        fit.dictionary = Dictionary(Transform.fitted("none", fit.weight, fit.layout), grid=grid)
+    found = fit.at(price)
+    return fit.metric.cost(found.reconstruct() - fit.weight) + price * 8 * len(encode_factored(found))
+
+
+@pytest.mark.parametrize("kind", ["alike", "some unused", "some loud"])
+def test_the_step_of_theory_is_nearly_the_best(kind: str, rng: np.random.Generator) -> None:
+    """Whether all columns cost alike, or half of them hold next to nothing at whatever cost, or an eighth cost most."""
+    weight, columns = rng.standard_normal((48, 128)).astype(np.float32), np.ones(128)
+    if kind == "some unused":
+        weight[:, ::2] *= 1e-3
+        columns[::2] = 30.0
+    elif kind == "some loud":
+        columns[::8] = 30.0
+    fit = MetricFit(weight, Layout.of(weight.shape), Metric(np.ones(48), np.diag(columns)[None]), EFFORTS["fast"])
+    sums = [cost_and_bits(fit, 0.1, Grid(fineness)) for fineness in (1.0, 0.7, 0.85, 1.2, 1.4)]
+    assert sums[0] < 1.02 * min(sums)
+    assert cost_and_bits(fit, 0.1) < 1.02 * min(sums)
+
+
+def test_small_numbers_are_heeded_where_few_directions_cost_most(rng: np.random.Generator) -> None:
+    """Every number is small beside the step, and yet what the rows are along four directions of 128 is worth bits."""
+    weight = rng.standard_normal((64, 128)).astype(np.float32)
+    directions = rng.standard_normal((4, 128))
+    metric = Metric(np.ones(64), (directions.T @ directions + 0.01 * np.eye(128))[None])
     fit = MetricFit(weight, Layout.of(weight.shape), metric, EFFORTS["fast"])
-    sums = []
-    for fineness in (None, 1.0):
-        if fineness is not None:
-            assert fit.dictionary is not None
-            assert fit.dictionary.fineness > 1
-            fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
-        found = fit.at(0.02)
-        sums.append(metric.cost(found.reconstruct() - weight) + 0.02 * 8 * len(encode_factored(found)))
-    assert sums[0] < 0.8 * sums[1]
+    assert cost_and_bits(fit, 10.0) < 0.7 * cost_and_bits(fit, 10.0, Grid())
 
 
 @pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])

@@ -10,7 +10,7 @@ from paramcompress import prices
 from paramcompress.codec import Layout, LowRank
 from paramcompress.fit import EFFORTS, Choice, fit, ranks
 from paramcompress.fit.sample import Sample
-from paramcompress.fit.scales import Profile
+from paramcompress.fit.scales import LEAST_BASE, Profile
 from paramcompress.fit.settle import TRELLIS_STEP, Settled, classes_that_pay, on_plain_grid, settle
 from paramcompress.fit.transforms import Transform
 from paramcompress.metrics import moments
@@ -41,6 +41,19 @@ def test_sides_have_classes_where_their_loudness_differs(loud: str, share: float
     spread = [int(np.ptp(one[one >= 0])) for one in (scales.rows, scales.columns)]  # in half octaves
     for found, name in zip(spread, ("rows", "columns"), strict=True):
         assert found >= 4 if loud in (name, "both") else found <= 1
+
+
+def test_very_quiet_lines_leave_the_classes_of_the_others(rng: np.random.Generator) -> None:
+    """A base has a byte only; where the least class lies below it, what is that quiet is told as a little louder."""
+    x = noise(rng, 100, 64)
+    alone = Profile.of(x, 1e-9).scales(0.5, 0.0)
+    for quiet in (x[:1], x[:, :1]):
+        quiet *= 1e-6
+        found = Profile.of(x, 1e-9).scales(0.5, 0.0)
+        both = [one.base + one.rows[None, 1:] + one.columns[1:, None] for one in (alone, found)]
+        assert np.abs(both[0] - both[1]).max() <= 1
+        assert found.base >= LEAST_BASE
+        quiet *= 1e6
 
 
 def test_a_side_whose_classes_do_not_pay_has_none(rng: np.random.Generator) -> None:

@@ -20,6 +20,8 @@ from paramcompress.tokens import UNIT_CLASS
 DEAD_PEAK, DEAD_RMS = 1.3, 0.45
 """Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse
 water-filling gives nothing to what has less energy than the error that is allowed."""
+LEAST_BASE = -2 * UNIT_CLASS
+"""Of a matrix."""
 DEAD_LENGTH = 16
 """Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
 MOST_ZEROS = 0.02
@@ -73,6 +75,24 @@ class Profile:
         return Scales(*to_classes(*sides, self.mean_square, step, live_step, by_row, by_column, grid))
 
 
+def live_lines(x: NDArray[np.float64], step: float) -> NDArray[np.bool_]:
+    """(n,) which lines of x (n, m) are not dead at a step."""
+    size = np.abs(x)
+    live: NDArray[np.bool_] = _live(size.max(1), np.sqrt(np.square(x).mean(1)), x.shape[1], step)
+    return live
+
+
+def without_empty(scales: Scales, points: NDArray[np.int32]) -> Scales:
+    """Classes with rows and columns dead that have no points, but for short ones."""
+    n_columns, n_rows = points.shape
+    rows, columns = scales.rows, scales.columns
+    if n_columns >= DEAD_LENGTH:
+        rows = np.where(points.any(0), rows, DEAD).astype(rows.dtype)
+    if n_rows >= DEAD_LENGTH:
+        columns = np.where(points.any(1), columns, DEAD).astype(columns.dtype)
+    return Scales(scales.base, rows, columns)
+
+
 @compiled
 def to_classes(
     rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, live_step, by_row, by_column, grid
@@ -90,8 +110,19 @@ def to_classes(
     least_row, row_classes = _half_octaves(row_scales, live_rows, grid)
     least_column, column_classes = _half_octaves(column_scales, live_columns, grid)
     base = least_row + least_column + np.int64(np.rint(-2 * np.log2(2 * step))) + UNIT_CLASS
-    # classes below 0 share the first context, and the base has a byte
-    return min(max(base, -2 * UNIT_CLASS), MOST_CLASS), row_classes, column_classes
+    # the base has a byte; classes below 0 share the first context, so that the quietest of all lose nothing
+    if base < LEAST_BASE:
+        _raise(column_classes if by_column else row_classes, LEAST_BASE - base)
+        base = LEAST_BASE
+    return min(base, MOST_CLASS), row_classes, column_classes
+
+
+@compiled
+def _raise(classes, by):
+    """Take what the base is raised by from the classes that have as much."""
+    for i in range(len(classes)):
+        if classes[i] != DEAD:
+            classes[i] = max(classes[i] - by, 0)
 
 
 @compiled
