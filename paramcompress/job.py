@@ -38,6 +38,8 @@ MOST_CHOICES = 3
 REHEARSED_SHARE = 0.999
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
+NOT_FITTED = "layers were not fitted to one another: that did not meet the size"
+"""Note of a file; its bytes are some of those that are asked for."""
 _LEAST_TWIN_BYTES = 1024
 """Tensors from this size on are stored once where several are equal."""
 
@@ -123,7 +125,7 @@ class Job:
             if found <= size:
                 return level
             aim -= 1.3 * (found - REHEARSED_SHARE * size)
-        self.about["notes"].append("layers were not fitted to one another: that did not meet the size")
+        self.about["notes"].append(NOT_FITTED)
         self.guided.calibrated.forget_rehearsal()
         rough = self._rough_level(self.guided, path, size, progress)
         return self._level_for_size(path, size, rough, progress)
@@ -247,6 +249,8 @@ class Job:
     def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
         """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
         asked = error.smallest_bytes or 0
+        if self.guided is not None and self.guided.model is not None and NOT_FITTED not in self.about["notes"]:
+            self.about["notes"].append(NOT_FITTED)  # as may have to be said at that size
         while True:
             options = {**self.about["settings"], "target_size": asked}
             self.about = {**self.about, "settings": options, "target": target_words(options, self.guided)}

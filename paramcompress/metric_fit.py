@@ -61,6 +61,8 @@ FLOOR = 0.01
 """Least worth of a row, in mean worths: a row that seems to matter not at all is still a row."""
 QUIET = 1 / 16
 """Share of the step by which rows and columns are too small for points where small numbers are heeded."""
+HEAD_BITS = 100
+"""Of a stream that has any points, beside these and their classes, about."""
 FINEST = 2.0**24
 """Steps that the largest number may have: float32 tells no more apart."""
 RANKS = (2, 8, 32)
@@ -207,6 +209,8 @@ class MetricFit:
         dictionary = self.dictionary or plain
         one = self._coordinates(dictionary)
         found = self._factors(one, dictionary.grid, price, rough=rough)
+        if found.stored is not None and price * self._stored_bits(found) > self._saved(found):
+            found = replace(found, stored=None)
         if found.stored is None and dictionary.low_rank is not None:  # which may not be worth its bits here, either
             dictionary = self._cheapest([dictionary, plain], price).dictionary
             one = self._coordinates(dictionary)
@@ -245,11 +249,20 @@ class MetricFit:
     def _priced(self, dictionary: Dictionary, price: float) -> _Priced:
         """A dictionary with about what a weight costs with it, its error and its bits together."""
         found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=True)
-        bits = 8.0 * dictionary.n_bytes
-        if (stored := found.stored) is not None and stored.scales is not None:
-            bits += prices.point_bits(stored.points, stored.scales, stored.trellis)
-            bits += prices.class_bits(stored.scales, self.layout.kernel_size)
+        bits = 8.0 * dictionary.n_bytes + self._stored_bits(found)
         return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
+
+    def _saved(self, found: Factors) -> float:
+        """What errors would cost more without the points."""
+        without = replace(found, stored=None).reconstruct() - self.target
+        return self.metric.cost(without) - self.metric.cost(found.reconstruct() - self.target)
+
+    def _stored_bits(self, found: Factors) -> float:
+        """About the bits of points and classes, and of what a stream begins and ends with."""
+        if (stored := found.stored) is None or stored.scales is None:
+            return 0.0
+        points = prices.point_bits(stored.points, stored.scales, stored.trellis)
+        return HEAD_BITS + points + prices.class_bits(stored.scales, self.layout.kernel_size)
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
         """Those of a dictionary: the last ones, or with what they have in common with these."""
