@@ -392,11 +392,12 @@ def _step(x: NDArray[np.float64], bits: NDArray[np.float64], pivots: NDArray[np.
     Which ones these are depends on the step: columns that data hardly use have numbers near zero, however much an error
     in them would be told to cost.
     """
-    live: NDArray[np.bool_] = np.ones(len(x), np.bool_)
-    step = 1.0
+    size = np.abs(x)
+    peaks, rms = size.max(1), np.sqrt(np.square(size, out=size).mean(1))
+    live, step = np.ones(len(x), np.bool_), 1.0
     for _ in range(3):
         step = 1 / math.sqrt(BIT_WEIGHT * float(bits.mean()) * float(pivots[:, live].mean()))
-        live = live_lines(x, step)
+        live = live_lines(peaks, rms, x.shape[1], step)
         if not live.any():
             break
     return step

@@ -75,13 +75,6 @@ class Profile:
         return Scales(*to_classes(*sides, self.mean_square, step, live_step, by_row, by_column, grid))
 
 
-def live_lines(x: NDArray[np.float64], step: float) -> NDArray[np.bool_]:
-    """(n,) which lines of x (n, m) are not dead at a step."""
-    size = np.abs(x)
-    live: NDArray[np.bool_] = _live(size.max(1), np.sqrt(np.square(x).mean(1)), x.shape[1], step)
-    return live
-
-
 def without_empty(scales: Scales, points: NDArray[np.int32]) -> Scales:
     """Classes with rows and columns dead that have no points, but for short ones."""
     n_columns, n_rows = points.shape
@@ -98,8 +91,8 @@ def to_classes(
     rows, columns, row_rms, column_rms, row_peaks, column_peaks, mean_square, step, live_step, by_row, by_column, grid
 ):
     """Base class, classes of the rows and classes of the columns; the arguments are a profile's."""
-    live_rows = _live(row_peaks, row_rms, len(columns), live_step)
-    live_columns = _live(column_peaks, column_rms, len(rows), live_step)
+    live_rows = live_lines(row_peaks, row_rms, len(columns), live_step)
+    live_columns = live_lines(column_peaks, column_rms, len(rows), live_step)
     if not live_rows.any() or not live_columns.any():
         live_rows[:] = True
         live_columns[:] = True
@@ -126,7 +119,8 @@ def _raise(classes, by):
 
 
 @compiled
-def _live(peaks, rms, length, step):
+def live_lines(peaks, rms, length, step):
+    """Which lines of so many numbers, with such peaks and root mean squares, are not dead at a step."""
     live = np.ones(len(peaks), np.bool_)
     if length >= DEAD_LENGTH:
         for i in range(len(peaks)):
