@@ -164,7 +164,8 @@ class Calibrated:
         """Factors of a weight at the level's price, or at the highest price at which it keeps its limits."""
         fit = self.fits[name]
         if fit.dictionary is None and (self.chosen_at is not None or not aim.rough):
-            fit.choose_dictionary(self.price(self.chosen_at or HIGHEST_LEVEL))
+            near = self.chosen_at or aim.output_error or aim.rel_error or HIGHEST_LEVEL
+            fit.choose_dictionary(self.price(near))
         if aim.level > 0:
             return fit.at(self.price(aim.level), rough=aim.rough)
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import paramcompress
 from paramcompress import job
-from paramcompress.calibrated import Aim, Calibrated
+from paramcompress.calibrated import HIGHEST_LEVEL, Aim, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import Layout, encode_factored
@@ -414,6 +414,16 @@ def test_dictionaries_are_chosen_near_the_level_that_they_serve() -> None:
     stream(0.003)
     assert job.fits[name].dictionary is not chosen
     assert not job.choose_at(0.0035)
+
+
+@pytest.mark.parametrize("aim", [Aim(output_error=0.004), Aim(rel_error=0.004), Aim(0.01)])
+def test_under_limits_dictionaries_are_chosen_near_them(aim: Aim, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, prices = a_job(), []
+    name, tensor = "0.weight", job.weights["0.weight"]
+    choose = MetricFit.choose_dictionary
+    monkeypatch.setattr(MetricFit, "choose_dictionary", lambda fit, price: [prices.append(price), choose(fit, price)])
+    job.encode(TensorInfo(name, "float32", tuple(tensor.shape)), tensor, aim)
+    assert prices == [job.price(HIGHEST_LEVEL if aim.level else 0.004)]
 
 
 def test_no_dictionary_is_chosen_before_a_level_is_known() -> None:
