@@ -43,17 +43,17 @@ def test_sides_have_classes_where_their_loudness_differs(loud: str, share: float
         assert found >= 4 if loud in (name, "both") else found <= 1
 
 
-def test_very_quiet_lines_leave_the_classes_of_the_others(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("by_row", [True, False])
+def test_very_quiet_lines_leave_the_classes_of_the_others(by_row: bool, rng: np.random.Generator) -> None:
     """A base has a byte only; where the least class lies below it, what is that quiet is told as a little louder."""
     x = noise(rng, 100, 64)
-    alone = Profile.of(x, 1e-9).scales(0.5, 0.0)
-    for quiet in (x[:1], x[:, :1]):
-        quiet *= 1e-6
-        found = Profile.of(x, 1e-9).scales(0.5, 0.0)
-        both = [one.base + one.rows[None, 1:] + one.columns[1:, None] for one in (alone, found)]
-        assert np.abs(both[0] - both[1]).max() <= 1
-        assert found.base >= LEAST_BASE
-        quiet *= 1e6
+    found = []
+    for quiet in (1.0, 1e-6):
+        x[(slice(None), 0) if by_row else 0] *= np.float32(quiet)
+        scales = Profile.of(x, 1e-12).scales(0.5, 0.0, by_row, not by_row)
+        found.append(scales.base + scales.rows[None, 1:] + scales.columns[1:, None])
+    assert scales.base >= LEAST_BASE
+    assert np.abs(found[0] - found[1]).max() <= 1
 
 
 def test_a_side_whose_classes_do_not_pay_has_none(rng: np.random.Generator) -> None:
