@@ -207,15 +207,11 @@ class MetricFit:
             self.choose_dictionary(price)
         plain = Dictionary(Transform.fitted("none", self.weight, self.layout))
         dictionary = self.dictionary or plain
-        one = self._coordinates(dictionary)
-        found = self._factors(one, dictionary.grid, price, rough=rough)
-        if found.stored is not None and price * self._stored_bits(found) > self._saved(found):
-            found = replace(found, stored=None)
+        found = self._worthwhile(dictionary, price, rough=rough)
         if found.stored is None and dictionary.low_rank is not None:  # which may not be worth its bits here, either
-            dictionary = self._cheapest([dictionary, plain], price).dictionary
-            one = self._coordinates(dictionary)
-            found = self._factors(one, dictionary.grid, price, rough=rough)
-        one.space.forget_feedings()
+            found = self._worthwhile(self._cheapest([dictionary, plain], price).dictionary, price, rough=rough)
+        if self._last is not None:
+            self._last.space.forget_feedings()
         return found
 
     def forget_coordinates(self) -> None:
@@ -252,10 +248,14 @@ class MetricFit:
         bits = 8.0 * dictionary.n_bytes + self._stored_bits(found)
         return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
 
-    def _saved(self, found: Factors) -> float:
-        """What errors would cost more without the points."""
-        without = replace(found, stored=None).reconstruct() - self.target
-        return self.metric.cost(without) - self.metric.cost(found.reconstruct() - self.target)
+    def _worthwhile(self, dictionary: Dictionary, price: float, *, rough: bool) -> Factors:
+        """Factors with a dictionary, and with points only if these save more than they take."""
+        found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=rough)
+        if found.stored is None:
+            return found
+        without = replace(found, stored=None)
+        costs = [self.metric.cost(one.reconstruct() - self.target) for one in (found, without)]
+        return found if costs[0] + price * self._stored_bits(found) <= costs[1] else without
 
     def _stored_bits(self, found: Factors) -> float:
         """About the bits of points and classes, and of what a stream begins and ends with."""
@@ -391,6 +391,10 @@ def _step(x: NDArray[np.float64], bits: NDArray[np.float64], pivots: NDArray[np.
 
     Which ones these are depends on the step: columns that data hardly use have numbers near zero, however much an error
     in them would be told to cost.
+
+    Args:
+        bits: (n_rows,) that an error of 1 in x (n_columns, n_rows) costs where the metric is 1.
+        pivots: (n_groups, n_columns) `Worth.pivots`.
     """
     size = np.abs(x)
     peaks, rms = size.max(1), np.sqrt(np.square(size, out=size).mean(1))

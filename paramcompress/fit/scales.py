@@ -21,7 +21,7 @@ DEAD_PEAK, DEAD_RMS = 1.3, 0.45
 """Rows and columns whose largest number and root mean square stay below these many steps are dead: reverse
 water-filling gives nothing to what has less energy than the error that is allowed."""
 LEAST_BASE = -2 * UNIT_CLASS
-"""Of a matrix."""
+"""Class that a matrix begins with at least."""
 DEAD_LENGTH = 16
 """Rows and columns shorter than this are not looked at for death: their flags would cost more than their zeros."""
 MOST_ZEROS = 0.02
