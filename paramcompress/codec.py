@@ -37,6 +37,8 @@ from paramcompress.trellis import TRELLISES, Trellis
 EXACT, FACTORED = "exact", "factored"
 TRANSFORMS = ("none", "patch", "cosine")
 """By number in the stream."""
+_LOW_RANK, _BY_ROW = 16, 32
+"""Flags of a stream's first byte: there is a low-rank part; the points of S run along rows."""
 PATCH_SCALE = 128
 COSINE_SCALE = 128
 MOST_KERNEL = 256
@@ -95,16 +97,25 @@ class Symbols:
     """A matrix of lattice points with what the entropy coder needs to know of it."""
 
     points: NDArray[np.int32]
-    """(n_columns, n_rows): transposed, as the trellis runs."""
+    """(n_columns, n_rows): transposed, as the trellis runs where it does not run along rows."""
     scales: Scales | None = None
     """None in what was decoded: the decoder needs them no longer."""
     trellis: Trellis = TRELLISES[1]
     may_prefix: bool = False
     """Whether speed may cost some bytes."""
+    by_row: bool = False
+    """Whether the trellis ran along the rows."""
+
+    @property
+    def in_order(self) -> tuple[NDArray[np.int32], Scales]:
+        """Points and scales of the matrix or, if that is how the trellis ran, of the transposed one."""
+        assert self.scales is not None
+        return (np.ascontiguousarray(self.points.T), self.scales.turned) if self.by_row else (self.points, self.scales)
 
     def pack(self, period: int = 1) -> bytes:
         assert self.scales is not None
-        return entropy.pack(self.points, self.scales, self.trellis, period=period, may_prefix=self.may_prefix)
+        how = {"by_row": self.by_row, "may_prefix": self.may_prefix}
+        return entropy.pack(self.points, self.scales, self.trellis, period=period, **how)
 
 
 @dataclass(frozen=True)
@@ -322,7 +333,8 @@ def combine(sums, factors, terms, n):
 
 def encode_factored(factors: Factors) -> bytes:
     """Stream of a factored layer."""
-    head = TRANSFORMS.index(factors.transform) | (16 if factors.low_rank is not None else 0)
+    by_row = factors.stored is not None and factors.stored.by_row
+    head = TRANSFORMS.index(factors.transform) | _LOW_RANK * (factors.low_rank is not None) | _BY_ROW * by_row
     out = bytearray(struct.pack("<Bf", head, factors.step))
     if factors.basis is not None:
         out += factors.basis.tobytes()
@@ -350,7 +362,7 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
         raise ValueError("stream too short")
     head, step = struct.unpack_from("<Bf", stream)
     at = 5
-    if head & 15 >= len(TRANSFORMS) or head >> 5 or not math.isfinite(step):
+    if head & 15 >= len(TRANSFORMS) or head >> 6 or not math.isfinite(step):
         raise ValueError("unknown kind of factors")
     transform = TRANSFORMS[head & 15]
     if transform != "none" and not layout.takes_transform:
@@ -363,7 +375,7 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
         basis = np.frombuffer(stream, np.int8, n * n, at).reshape(n, n)
         at += n * n
     low_rank = None
-    if head & 16:
+    if head & _LOW_RANK:
         if len(stream) < at + 4:
             raise ValueError("stream cut short")
         (scale,) = struct.unpack_from("<f", stream, at)
@@ -382,8 +394,10 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
         low_rank = LowRank(matrices[0], matrices[1], exponents, scale)
     stored = None
     if at < len(stream):
-        period = layout.kernel_size
-        stored = Symbols(entropy.unpack(stream[at:], layout.n_rows, layout.n_columns, period=period))
+        n_rows, n_columns, period, by_row = layout.n_rows, layout.n_columns, layout.kernel_size, bool(head & _BY_ROW)
+        stored = Symbols(entropy.unpack(stream[at:], n_rows, n_columns, period=period, by_row=by_row), by_row=by_row)
+    elif head & _BY_ROW:
+        raise ValueError("an order of points that are not there")
     return Factors(layout, step, transform, basis, low_rank, stored)
 
 
@@ -397,7 +411,7 @@ def section_bytes(stream: bytes | memoryview, shape: tuple[int, ...]) -> dict[st
     if TRANSFORMS[head & 15] == "patch":
         found["dictionary"] += layout.kernel_size**2
     at = 5 + found["dictionary"]
-    if head & 16:
+    if head & _LOW_RANK:
         rank, after = entropy.read_varint(stream, at + 4)
         found["dictionary"] += after + rank - at
         at = after + rank

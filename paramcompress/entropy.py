@@ -17,7 +17,7 @@ for more tokens than there are may get the likeliest for ever; the hash of the t
 
 Byte layout: docs/format.md, "symbols".
 
-Shapes: points (n_columns, n_rows): the matrix column after column, as the trellis runs.
+Shapes: points (n_columns, n_rows): the matrix column after column, as the trellis runs, but where it runs along rows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from paramcompress.tokens import (
     token_of,
     window,
 )
-from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, lines_per_chain
 
 DEAD = -1
 """Class of a row or column whose points are all zero."""
@@ -93,9 +93,20 @@ class Scales:
     columns: NDArray[np.int16]
     """(n_columns,): 0 and up, or DEAD."""
 
+    @property
+    def turned(self) -> Scales:
+        """Those of the transposed matrix."""
+        return Scales(self.base, self.columns, self.rows)
+
 
 def pack(
-    points: NDArray[np.int32], scales: Scales, trellis: Trellis, *, period: int = 1, may_prefix: bool = False
+    points: NDArray[np.int32],
+    scales: Scales,
+    trellis: Trellis,
+    *,
+    period: int = 1,
+    by_row: bool = False,
+    may_prefix: bool = False,
 ) -> bytes:
     """Bytes of a matrix of lattice points.
 
@@ -103,8 +114,8 @@ def pack(
         points: (n_columns, n_rows), |point| < 2**30, each on the quantiser that the trellis allows there; zero in
             dead rows and columns. scales: classes; any are legal, good ones make the bytes few. trellis: the one
             the points were chosen with. period: columns that lie this far apart have similar classes (kernel
-            positions repeat from input to input). may_prefix: code points that have no trellis by prefix codes where
-            these cost little.
+            positions repeat from input to input). by_row: the trellis ran along the rows, and so do the points in the
+            stream. may_prefix: code points that have no trellis by prefix codes where these cost little; not by row.
 
     Raises:
         ValueError: shapes do not fit, or a point is off the trellis.
@@ -113,15 +124,17 @@ def pack(
     if scales.rows.shape != (n_rows,) or scales.columns.shape != (n_columns,):
         raise ValueError(f"{scales.rows.shape} row and {scales.columns.shape} column classes for points {points.shape}")
     sides = scales.base, scales.rows, scales.columns
-    lengths = prefix.cheap_lengths(points, *sides) if may_prefix and trellis.n_states == 1 else prefix.NO_LENGTHS
+    by_prefix = may_prefix and trellis.n_states == 1 and not by_row
+    lengths = prefix.cheap_lengths(points, *sides) if by_prefix else prefix.NO_LENGTHS
     model = _start_model(trellis.has_zero, False)
     if len(lengths):
         coder = _BY_PREFIX
         flags, words, raw, n_bits = _pack_by_prefix(points, *sides, period, lengths, *model)
     else:
         coder = _CODERS.index((trellis.n_states, trellis.has_zero))
-        walk = trellis.walk, columns_per_chain(n_rows)
-        flags, words, raw, n_bits = _pack(points, *sides, period, *walk, *model)
+        walk = trellis.walk, lines_per_chain(n_columns if by_row else n_rows)
+        in_order = np.ascontiguousarray(points.T) if by_row else points
+        flags, words, raw, n_bits = _pack(in_order, *sides, period, by_row, *walk, *model)
     if n_bits < 0:
         raise ValueError("a point is off the trellis, or nonzero in a dead row or column")
     head = bytes([coder | flags << 3]) + int(scales.base).to_bytes(1, "little", signed=True)
@@ -129,7 +142,9 @@ def pack(
     return head + varint(len(words)) + words.astype("<u2", copy=False).tobytes() + bit_string
 
 
-def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: int = 1) -> NDArray[np.int32]:
+def unpack(
+    stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: int = 1, by_row: bool = False
+) -> NDArray[np.int32]:
     """Points (n_columns, n_rows) from the bytes that `pack` made of them.
 
     Reads nothing outside `stream` and allocates for n_rows and n_columns alone, whatever the bytes say.
@@ -149,15 +164,17 @@ def unpack(stream: bytes | memoryview, n_rows: int, n_columns: int, *, period: i
     words = np.frombuffer(stream, "<u2", n_words, at)
     bits = stream[at + 2 * n_words :]
     raw = np.frombuffer(b"".join((bits, bytes(-len(bits) % 4 + prefix.BEYOND))), "<u4")
-    points = np.empty((n_columns, n_rows), np.int32)
+    if by_row and coder == _BY_PREFIX:
+        raise ValueError("prefix codes row by row")
+    points = np.empty((n_rows, n_columns) if by_row else (n_columns, n_rows), np.int32)
     told = words, raw, 8 * len(bits), flags, base, period, *_start_model(has_zero, True)
     if coder == _BY_PREFIX:
         used_words, used_bits = _decode_by_prefix(*told, points)
     else:
-        used_words, used_bits = _decode(*told, trellis.walk, columns_per_chain(n_rows), points)
+        used_words, used_bits = _decode(*told, by_row, trellis.walk, lines_per_chain(points.shape[1]), points)
     if used_words != n_words or (used_bits + 7) // 8 != len(bits):
         raise ValueError("symbols and stream do not fit together")
-    return points
+    return np.ascontiguousarray(points.T) if by_row else points
 
 
 def varint(value: int) -> bytes:
@@ -444,15 +461,16 @@ def _bit_string(raw, bits):
 
 
 @compiled
-def _pack(points, base, rows, columns, period, walk, per_chain, counts, spans, no_slots):
-    """Flags, words, bit string, and how many bits this has; negative where a point does not fit."""
+def _pack(points, base, rows, columns, period, by_row, walk, per_chain, counts, spans, no_slots):
+    """Flags, words, bit string, and how many bits this has; negative where a point does not fit. points as they run."""
     n_most = 2 * (len(rows) + len(columns)) + points.size
     contexts = np.empty(n_most, np.uint8)
     tokens = np.empty(n_most, np.uint8)
     raw = np.empty(n_most * _bits_each(points) // 32 + 3, np.uint32)
     flags = _flags(rows, columns, period)
     n_tokens, bits = _put_sides(rows, columns, flags, period, contexts, tokens, raw)
-    n_tokens, bits = _put_points(points, base, rows, columns, walk, per_chain, contexts, tokens, raw, n_tokens, bits)
+    inner, outer = (columns, rows) if by_row else (rows, columns)
+    n_tokens, bits = _put_points(points, base, inner, outer, walk, per_chain, contexts, tokens, raw, n_tokens, bits)
     if n_tokens < 0:
         return flags, np.empty(0, np.uint16), raw[:0], np.int64(-1)
     string, n_bits = _bit_string(raw, bits)
@@ -583,15 +601,16 @@ def _decode_by_prefix(words, raw, n_bits, flags, base, period, counts, spans, sl
 
 
 @compiled
-def _decode(words, raw, n_bits, flags, base, period, counts, spans, slots, walk, per_chain, points):
-    """Fill points; returns words and bits used, or -1, -1 where the stream does not hold what is asked of it."""
+def _decode(words, raw, n_bits, flags, base, period, counts, spans, slots, by_row, walk, per_chain, points):
+    """Fill points, as they run; returns words and bits used, or -1, -1 where the stream does not hold what is asked."""
     n_columns, n_rows = points.shape
     counts, spans, slots = counts.copy(), spans.copy(), slots.copy()
     totals = np.zeros(len(counts), np.int64)
     clock = np.array([_STATE_END, 0, 0, 0], np.int64)
-    rows = np.empty(n_rows, np.int64)
+    rows = np.empty(n_rows, np.int64)  # inner and outer lines, whichever they are
     columns = np.empty(n_columns, np.int64)
-    left, bit = _get_sides(words, raw, n_bits, flags, period, clock, (counts, totals, spans, slots), rows, columns)
+    sides = (columns, rows) if by_row else (rows, columns)
+    left, bit = _get_sides(words, raw, n_bits, flags, period, clock, (counts, totals, spans, slots), *sides)
     if left < 0:
         return -1, -1
     state = np.uint32(clock[0])

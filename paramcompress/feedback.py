@@ -1,29 +1,36 @@
 """Trellis quantisation where errors have a metric: what one column does wrong, the columns after it make good.
 
 Knows neither layers nor bytes, as `quantize`, whose cost of a point it shares. That search treats all errors alike, and
-is several times faster; this one minimises, over points S on the trellis,
+is several times faster; this one minimises, over points S on a trellis that runs along the rows,
 
     sum over rows i of  worth_i (x_i - s_i)^T M (x_i - s_i)  +  bits of S
 
 or, where the output heeds rows together, worth_i (C (x - s))_i in place of worth_i (x_i - s_i), C lower triangular.
 
-Two stages, in both of which column after column is chosen by a Viterbi search down its rows. *Feeding forward* (Frantar
-et al. 2022, arXiv:2210.17323): the error of each is carried to the columns that are still open. With M = V V^T, V an
-upper triangle, the cost is the sum over columns j of (sum over k <= j of V_kj e_k)^2; an error in column j then costs
-what no later column can make good, V_jj^2. *Descending*: every column is chosen again, given all others. What the
-others leave for a column to make good does not depend on C, for the cost is a product of what rows and what columns do;
-so only the search down a column knows of C.
+A row is chosen by a Viterbi search along its columns in which the path into each state carries its own errors on, as
+decision feedback does along each survivor (Duel-Hallen and Heegard 1989, delayed decision-feedback sequence
+estimation): so of as many ways to begin a row as there are states, the one is kept that can still be made good best.
+The trellis runs along rows for just this reason. Run down columns it can only be told what earlier columns have settled
+on, which costs some 0.1 bits a weight in a convolution. Where the output heeds rows together more than inputs go
+together, it is the other way round: then the transposed problem is solved (`Worth.turned`).
 
-A column begins in the state in which the one before it in its chain ends. That is seldom the state from which it would
-be cheapest, and among 32 states it takes some rows to get anywhere else: so each column ends where it and AHEAD rows of
-those behind it, as they look now, are cheapest together. That saves about two bits a column.
+Two stages. *Feeding forward* (Frantar et al. 2022, arXiv:2210.17323): with M = V V^T, V an upper triangle, the cost is
+the sum over columns j of (sum over k <= j of V_kj e_k)^2; an error in column j then costs what no later column can make
+good, V_jj^2. Of rows that are heeded together each is first told the errors of those before it only, by C, and then
+chosen anew, told those of all others. *Descending*: row after row is chosen again, given all others; what a path costs
+is then the change of the whole sum if nothing behind it changed, so that the path that changes nothing is among those
+that compete.
 
-Shapes: x, points (n_columns, n_rows) in steps, as the chain runs.  M (n_groups, n_columns, n_columns), rows in n_groups
-equal runs, each with its own metric (1 but for grouped convolutions).
+Rows of a chain follow on each other: a row ends in the state from which it and AHEAD numbers of those behind it, as
+they look now, are cheapest together.
+
+Shapes: x, points (n_columns, n_rows) in steps.  M (n_groups, n_columns, n_columns), rows in n_groups equal runs, each
+with its own metric (1 but for grouped convolutions).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,12 +41,14 @@ from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.prices import N_MAGNITUDES
 from paramcompress.tokens import scale_context
-from paramcompress.trellis import Trellis, columns_per_chain
+from paramcompress.trellis import Trellis, lines_per_chain
 
 AHEAD = 48
-"""Rows behind a column, in the columns that follow, that are looked at before it is settled in which state it ends."""
-_BLOCK = 64
-"""Columns, about, between two matrix products: within a block errors are carried one by one, beyond it all at once."""
+"""Numbers behind a row, in the rows that follow, that are looked at before it is settled in which state it ends."""
+STRETCH = 32
+"""Columns over which every path has sums of its own, which then stay in the nearest cache."""
+_PIECE = 32
+"""Rows of a diagonal metric that are dealt with at a time."""
 _FAR = np.inf
 """Cost of what no path leads to: above every cost, for metrics and numbers come from files of strangers."""
 _Array = NDArray[np.float64]
@@ -68,18 +77,61 @@ class Worth:
 
     rows: NDArray[np.float64]
     """(n_rows,) bits that one squared step costs in each row, for a metric of 1."""
-    feeding: Feeding
+    feedings: Sequence[Feeding]
+    """Metrics of the blocks of columns that have something to do with each other, one after another."""
     coupling: NDArray[np.float64] | None = None
     """(n_runs, run, run) C, for rows in n_runs equal runs: unit lower triangles. None where each row counts alone."""
 
-    @property
-    def metric(self) -> NDArray[np.float64]:
-        return self.feeding.metric
-
-    @property
+    @cached_property
     def pivots(self) -> NDArray[np.float64]:
         """(n_groups, n_columns) cost of an error in a column, once those after it have made good what they can."""
-        return np.diagonal(self.feeding.root, axis1=1, axis2=2) ** 2
+        return np.concatenate([np.diagonal(one.root, axis1=1, axis2=2) ** 2 for one in self.feedings], 1)
+
+    @cached_property
+    def own(self) -> NDArray[np.float64]:
+        """(n_groups, n_columns) cost of an error in a column, if none makes it good."""
+        return np.concatenate([np.diagonal(one.metric, axis1=1, axis2=2) for one in self.feedings], 1)
+
+    def image(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n_rows, n_columns) what each error pulls at: half the gradient of the cost, for errors of that shape."""
+        n_groups = len(self.feedings[0].metric)
+        grouped = errors.reshape(n_groups, -1, errors.shape[1])
+        found, at = np.empty_like(grouped), 0
+        for one in self.feedings:
+            here = slice(at, at := at + one.metric.shape[1])
+            found[:, :, here] = grouped[:, :, here] @ one.metric
+        runs = self.gram @ found.reshape(len(self.gram), -1, errors.shape[1])
+        return np.ascontiguousarray(runs.reshape(errors.shape))
+
+    @cached_property
+    def turned(self) -> Worth | None:
+        """The same for the transposed matrix: what the cost is, a product of what rows and what columns do, lets them
+        change places. None where it is no such product, since groups have metrics of their own, and where blocks of
+        columns would have to be coupled, which are not all of one size."""
+        if len(self.feedings[0].metric) > 1:
+            return None
+        if len(self.gram[0]) > 1:
+            blocks = [Feeding(one[None]) for one in self.gram]
+        else:
+            pieces = range(0, len(self.rows), _PIECE)
+            blocks = [Feeding(np.diag(self.rows[at : at + _PIECE])[None]) for at in pieces]
+        if len(self.feedings) == 1:
+            root = self.feedings[0].root[0]
+            pivots = np.diagonal(root)
+            return Worth(pivots**2, blocks, np.ascontiguousarray((root / pivots).T[None]))
+        is_diagonal = all(np.count_nonzero(one.metric) <= one.metric.shape[1] for one in self.feedings)
+        return Worth(self.own[0], blocks) if is_diagonal else None
+
+    @property
+    def chained(self) -> NDArray[np.float64]:
+        """(n_runs, run, run) C; runs of one row where each counts alone."""
+        return np.ones((len(self.rows), 1, 1)) if self.coupling is None else self.coupling
+
+    @cached_property
+    def gram(self) -> NDArray[np.float64]:
+        """(n_runs, run, run) C^T diag(worth) C."""
+        chained = self.chained
+        return chained.transpose(0, 2, 1) @ (self.rows.reshape(len(chained), -1, 1) * chained)
 
 
 def quantize_in_metric(
@@ -90,13 +142,13 @@ def quantize_in_metric(
     worth: Worth,
     n_passes: int,
 ) -> NDArray[np.int32]:
-    """Points that nearly minimise the cost of their errors plus their bits.
+    """Points, on a trellis along the rows, that nearly minimise the cost of their errors plus their bits.
 
     Args:
         x: (n_columns, n_rows), finite, |x| < 2**30.
         cost: (classes, 2, magnitudes) bits, from `prices.cost_table`.
-        n_passes: times that every column is chosen again; 0 feeds forward only. Each lowers the cost, but for rare ones
-            in which a column leads where the rest of its chain pays more than what was looked at.
+        n_passes: times that every row is chosen again; 0 feeds forward only. Each lowers the cost, but for rare ones in
+            which a row leads where the rest of its chain pays more than what was looked at.
 
     Returns:
         points (n_columns, n_rows), zero in dead rows and columns.
@@ -104,134 +156,267 @@ def quantize_in_metric(
     Raises:
         numpy.linalg.LinAlgError: a metric that is not positive definite.
 
-    Cost: O(n_rows n_columns^2) for each stage, O(n_columns^3) for each group, and O(n_rows n_columns run n_states)
-    where rows are coupled.
+    Cost: O(n_states n_rows n_columns^2) for each stage, n_columns being those of a block, and O(n_columns^3) for each
+    block of each group.
     """
-    n_columns, n_rows = x.shape
-    n_groups = len(worth.metric)
-    chain = columns_per_chain(n_rows)
-    block = chain * max(1, _BLOCK // chain)  # whole chains: what is ahead lies in the same one
-    blocks = [slice(at, min(at + block, n_columns)) for at in range(0, n_columns, block)]
-    points = np.zeros((n_columns, n_rows), np.int32)
-    change = np.empty_like(x)
-    coupling = np.ones((n_rows, 1, 1)) if worth.coupling is None else worth.coupling
+    rows = np.ascontiguousarray(x.T)
+    points = np.zeros(rows.shape, np.int32)
+    starts = np.cumsum([0, *(one.metric.shape[1] for one in worth.feedings)])
+    sides = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
     walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
-    table = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64)
-    columns = scales.columns.astype(np.int64)
+    per_chain = lines_per_chain(len(x))
+    roots, gram = _flat([one.root for one in worth.feedings]), worth.gram
+    weights = np.ascontiguousarray(np.einsum("rii->ri", gram)).reshape(-1)
+    carried = np.zeros_like(rows)  # errors of the rows that were chosen
 
-    def choose(
-        here: slice, wanted: _Array, carried: _Array, per_wanted: _Array, pivots: _Array, *, again: bool
-    ) -> None:
-        _choose_columns(
-            wanted, carried, per_wanted, pivots, worth.rows, coupling, *table, columns[here], *walk, chain, again,
-            points[here], change[here],
-        )  # fmt: skip
+    def feed(rows_worth: _Array, coupling: _Array) -> None:
+        choose = roots, starts, worth.pivots, rows_worth, coupling, *sides, *walk, per_chain, False
+        _choose_rows(rows, carried, *choose, points)
 
-    def product(matrix: _Array, rows: _Array) -> _Array:
-        """A matrix (n_groups, n, m), turned, times (n, n_rows), group by group."""
-        grouped = rows.reshape(len(rows), n_groups, -1).transpose(1, 0, 2)
-        found: _Array = matrix.transpose(0, 2, 1) @ grouped
-        return found.transpose(1, 0, 2).reshape(-1, n_rows)
-
-    root, pivots = worth.feeding.root, worth.pivots
-    owed = np.zeros_like(x)  # of every column V^T e, e being the errors of the blocks before
-    for here in blocks:
-        inverse = np.asarray(np.linalg.inv(root[:, here, here]), np.float64)
-        diagonal = np.diagonal(inverse, axis1=1, axis2=2)
-        wanted = x[here] + product(inverse, owed[here])
-        choose(here, wanted, inverse / diagonal[:, :, None], np.ones_like(diagonal), pivots[:, here], again=False)
-        rest = slice(here.stop, n_columns)
-        owed[rest] += product(root[:, here, rest], x[here] - points[here])
+    feed(worth.rows, worth.chained)
     if n_passes:
-        own = np.diagonal(worth.metric, axis1=1, axis2=2).copy()
-        per_own = np.repeat(1 / own.T, n_rows // n_groups, 1)
-        wanted = points - per_own * product(worth.metric, points - x)
+        if gram.shape[1] > 1:
+            feed(weights, gram / weights.reshape(len(gram), -1, 1))
+        metric, pull = _flat([one.metric for one in worth.feedings]), worth.image(points - rows)
         for _ in range(n_passes):
-            for here in blocks:
-                choose(here, wanted[here], worth.metric[:, here, here], 1 / own[:, here], own[:, here], again=True)
-                for rest in (slice(0, here.start), slice(here.stop, n_columns)):
-                    wanted[rest] -= per_own[rest] * product(worth.metric[:, here, rest], change[here])
-    return points
+            choose = metric, starts, worth.own, weights, gram, *sides, *walk, per_chain, True
+            _choose_rows(rows, pull, *choose, points)
+    return np.ascontiguousarray(points.T)
+
+
+def _flat(blocks: Sequence[_Array]) -> _Array:
+    """(n_groups, sum of n^2) of matrices (n_groups, n, n)."""
+    flat = [one.reshape(len(one), -1) for one in blocks]
+    return np.ascontiguousarray(flat[0] if len(flat) == 1 else np.concatenate(flat, 1))
 
 
 @compiled
-def _choose_columns(
-    wanted, carried, per_wanted, pivots, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class,
-    chain, again, points, change,
+def _choose_rows(
+    x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class,
+    per_chain, again, points,
 ):  # fmt: skip
-    """Choose the columns of a block, whole chains, one after another.
+    """Choose row after row, feeding forward or, what was chosen, `again`.
 
-    What column j changes, its error or, where it is chosen `again`, the difference to what it was, moves what is wanted
-    of column k by -per_wanted[k] * carried[j, k] times that: of later ones only or, again, of all.
+    matrix: V or, again, M, the blocks one after another, which begin at columns `starts`; pivots (n_groups, n_columns):
+    what an error costs for a worth of 1. coupling: by what the errors of other rows move what is wanted of a row; or,
+    again, G. carried: errors of the rows, filled on the way; or, again, `Worth.image`, kept up to date.
     """
-    n_columns, n_rows = wanted.shape
-    n_groups = len(carried)
-    n_here = n_rows // n_groups
+    n_rows, n_columns = x.shape
+    n_here = n_rows // len(matrix)
+    run = coupling.shape[1]
     n_states = len(quantiser)
-    bits = np.empty(n_rows)
     path = np.empty(n_states)
-    came_from = np.zeros((n_rows, n_states), np.int8)  # filled, or a cost that is no number would lead out of them
-    chosen = np.zeros((n_rows, n_states), np.int32)
-    ahead = np.empty(AHEAD)
-    ahead_bits = np.empty(AHEAD)
-    ahead_class = np.empty(AHEAD, np.int64)
+    ahead = np.empty(n_states)
+    came_from = np.zeros((n_columns, n_states), np.int8)
+    chosen = np.zeros((n_columns, n_states), np.int32)
+    ahead_from = np.zeros((AHEAD, n_states), np.int8)
+    ahead_chosen = np.zeros((AHEAD, n_states), np.int32)
+    changes = np.empty((n_columns, n_states))
+    owed = np.empty((2, n_states, STRETCH))
+    centre = np.empty(n_columns)
+    pull = np.empty(n_columns)
+    before = np.empty(n_columns, np.int32)
+    walk = next_state, quantiser, loud_class
     state = 0
-    for j in range(n_columns):
-        if j % chain == 0:
+    for i in range(n_rows):
+        if i % per_chain == 0:
             state = 0
-        for i in range(n_rows):
-            change[j, i] = points[j, i]
-        if columns[j] != DEAD:
-            for i in range(n_rows):
-                bits[i] = worth[i] * pivots[i // n_here, j]
-            path[:] = _FAR
-            path[state] = 0.0
-            walk = next_state, quantiser, loud_class
-            if coupling.shape[1] > 1:
-                _search_coupled(
-                    wanted[j], bits, coupling, cost, base + columns[j], rows, *walk, path, came_from, chosen
-                )
-            else:
-                _search(wanted[j], bits, cost, base + columns[j], rows, *walk, path, came_from, chosen)
-            state = np.argmin(path)
-            _trace_back(came_from, chosen, state, points[j])
-            n = 0
-            for k in range(j + 1, min(j - j % chain + chain, n_columns) if n_states > 1 else 0):
-                if columns[k] == DEAD:
-                    continue
-                for i in range(min(n_rows, AHEAD - n)):
-                    g = i // n_here
-                    moved = points[j, i] - change[j, i] if again else wanted[j, i] - points[j, i]
-                    ahead[n + i] = wanted[k, i] - per_wanted[g, k] * carried[g, j, k] * moved
-                    ahead_bits[n + i] = worth[i] * pivots[g, k]
-                    ahead_class[n + i] = DEAD if rows[i] == DEAD else columns[k] + rows[i]
-                n += min(n_rows, AHEAD - n)
-            if n > 0:
-                state = _best_end(ahead[:n], ahead_bits[:n], coupling, cost, base, ahead_class[:n], *walk, path)
-                _trace_back(came_from, chosen, state, points[j])
-        for i in range(n_rows):
-            change[j, i] = points[j, i] - change[j, i] if again else wanted[j, i] - points[j, i]
-        for k in range(0 if again else j + 1, n_columns):
-            if k == j:
+        if rows[i] == DEAD:
+            if not again:
+                carried[i] = x[i]
+            continue
+        g = i // n_here
+        _aim(i, x, points, carried, worth, coupling, again, centre, pull)
+        path[:] = _FAR
+        path[state] = 0.0
+        came_from[:] = 0  # or a cost that is no number would lead out of them
+        chosen[:] = 0
+        _search(
+            centre, pull, matrix[g], starts, pivots[g], worth[i], cost, base + rows[i], columns, *walk, again,
+            path, came_from, chosen, changes, owed,
+        )  # fmt: skip
+        before[:] = points[i]
+        end = np.argmin(path)
+        state = _trace_back(came_from, chosen, end, points[i])
+        if not again:
+            carried[i] = x[i] - points[i]
+        n = 0
+        ahead[:] = path
+        for k in range(i + 1, min(i - i % per_chain + per_chain, n_rows) if n_states > 1 else 0):
+            if n == AHEAD:
+                break
+            if rows[k] == DEAD:
                 continue
-            for g in range(n_groups):
-                factor = per_wanted[g, k] * carried[g, j, k]
-                for i in range(g * n_here, (g + 1) * n_here):
-                    wanted[k, i] -= factor * change[j, i]
+            more = min(n_columns, AHEAD - n)
+            _aim(k, x, points, carried, worth, coupling, again, centre, pull)
+            ahead_from[n : n + more] = 0
+            _search(
+                centre[:more], pull, matrix[k // n_here], starts, pivots[k // n_here], worth[k], cost, base + rows[k],
+                columns, *walk, again, ahead, ahead_from[n:], ahead_chosen[n:], changes, owed,
+            )  # fmt: skip
+            n += more
+        if n > 0:
+            end = np.argmin(ahead)
+            for at in range(n - 1, -1, -1):
+                end = np.int64(ahead_from[at, end])
+            _trace_back(came_from, chosen, end, points[i])
+        state = end
+        if not again:
+            carried[i] = x[i] - points[i]
+            continue
+        for b in range(len(starts) - 1):
+            first, stop = starts[b], starts[b + 1]
+            at = _offset(starts, b)
+            changed = False
+            pull[first:stop] = 0.0
+            for j in range(first, stop):
+                if points[i, j] != before[j]:
+                    changed = True
+                    change = np.float64(points[i, j] - before[j])
+                    for k in range(stop - first):
+                        pull[first + k] += change * matrix[g, at + (j - first) * (stop - first) + k]
+            if changed:
+                for other in range(i - i % run, i - i % run + run):
+                    factor = coupling[i // run, other % run, i % run]
+                    for k in range(first, stop):
+                        carried[other, k] += factor * pull[k]
 
 
 @compiled
-def _best_end(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, path):
-    """The state, of those that paths of these costs end in, from which x is cheapest."""
-    came_from = np.zeros((len(x), len(path)), np.int8)
-    chosen = np.zeros((len(x), len(path)), np.int32)
-    path = path.copy()
-    walk = next_state, quantiser, loud_class
-    if coupling.shape[1] > 1:
-        _search_coupled(x, worth, coupling, cost, base, rows, *walk, path, came_from, chosen)
-    else:
-        _search(x, worth, cost, base, rows, *walk, path, came_from, chosen)
-    return _trace_back(came_from, chosen, np.argmin(path), np.empty(len(x), np.int32))
+def _offset(starts, b):
+    """Where a block's matrix begins."""
+    at = 0
+    for k in range(b):
+        at += (starts[k + 1] - starts[k]) ** 2
+    return at
+
+
+@compiled
+def _aim(i, x, points, carried, worth, coupling, again, centre, pull):
+    """What is wanted of a row before any of its own points is chosen: centre, less pull over the pivots."""
+    run = coupling.shape[1]
+    if again:
+        for j in range(len(centre)):
+            centre[j] = points[i, j]
+            pull[j] = carried[i, j] / worth[i]
+        return
+    centre[:] = x[i]
+    pull[:] = 0.0
+    for k in range(i - i % run, i - i % run + run):
+        factor = coupling[i // run, i % run, k % run]
+        if k != i and factor != 0:
+            for j in range(len(centre)):
+                centre[j] += factor * carried[k, j]
+
+
+@compiled
+def _search(
+    centre, pull, matrix, starts, pivots, worth, cost, base, columns, next_state, quantiser, loud_class, again,
+    path, came_from, chosen, changes, owed,
+):  # fmt: skip
+    """Viterbi search along a row, or as much of it as there are numbers in `centre`.
+
+    What column j changes, its point less its centre, moves what is wanted of column k of its block by -matrix[j, k] /
+    matrix[k, k] times that. Every path carries its own sum of these, `owed`, over STRETCH columns. Before the next ones
+    begin, what all paths have in common is added to `pull`, which is spent by that: some tens of columns back they
+    have met, and only what came after has to be added path by path.
+
+    path: (n_states,) what it costs to be in each state, before and after. Fills (n, n_states) where the best path came
+    from, and by which point. To work in: changes (n, n_states), owed (2, n_states, STRETCH).
+    """
+    n_states = len(quantiser)
+    after = np.empty(n_states)
+    now, then = owed[0], owed[1]
+    n = len(centre)
+    at = 0
+    for b in range(len(starts) - 1):
+        first, stop, width = starts[b], min(starts[b + 1], n), starts[b + 1] - starts[b]
+        settled = first
+        for left in range(first, stop, STRETCH):
+            right = min(left + STRETCH, stop)
+            block = matrix[at : at + width * width].reshape(width, width)
+            settled = _gather(
+                settled, left, right, first, stop, block, centre, path, came_from, chosen, changes, pull, now
+            )
+            for j in range(left, right):
+                row = block[j - first, left - first : right - first]
+                pivot = row[j - left]
+                per_error = worth * pivots[j]
+                if columns[j] == DEAD:
+                    for s in range(n_states):
+                        came_from[j, s] = s
+                        chosen[j, s] = 0
+                        wanted = centre[j] - now[s, j - left] / pivot
+                        path[s] += 0.0 if again else per_error * wanted * wanted
+                        for k in range(j + 1 - left, right - left):
+                            now[s, k] -= row[k] * centre[j]
+                    continue
+                c, shift = scale_context(base + columns[j])
+                after[:] = _FAR
+                for s in range(n_states):
+                    if path[s] == _FAR:
+                        continue
+                    moved = now[s, j - left] / pivot
+                    q = quantiser[s]
+                    least_even, even, least_odd, odd = _best_points(
+                        centre[j] - moved, per_error, cost[c, q], shift, q, c >= loud_class
+                    )
+                    total = path[s] - (per_error * moved * moved if again else 0.0)
+                    for parity in range(2):
+                        to = next_state[s, parity]
+                        found = total + (least_odd if parity else least_even)
+                        if found < after[to]:
+                            after[to] = found
+                            came_from[j, to] = s
+                            chosen[j, to] = odd if parity else even
+                path[:] = after
+                for s in range(n_states):
+                    if path[s] != _FAR:
+                        _carry(j + 1 - left, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
+                now, then = then, now
+        at += width * width
+
+
+@compiled
+def _carry(begin, source, change, row, into):
+    """into = source + change * row from an index on."""
+    for k in range(np.uintp(begin), np.uintp(len(row))):
+        into[k] = source[k] + row[k] * change
+
+
+@compiled
+def _gather(settled, left, right, first, stop, block, centre, path, came_from, chosen, changes, pull, now):
+    """Fill now (n_states, right - left) with what the changes before column `left` move each path's columns by.
+
+    Columns before `settled`, in which all paths agree, are in `pull` already; returns up to where they are now.
+    """
+    n_states = len(path)
+    current = np.arange(n_states)
+    state = np.int64(0)
+    begin = left
+    met = False
+    while begin > settled and not met:
+        begin -= 1
+        state = np.int64(-1)
+        met = True
+        for s in range(n_states):
+            if path[s] != _FAR:
+                changes[begin, s] = chosen[begin, current[s]] - centre[begin]
+                current[s] = came_from[begin, current[s]]
+                met = met and (state < 0 or state == current[s])
+                state = current[s]
+    for j in range(begin - 1, settled - 1, -1):
+        change = chosen[j, state] - centre[j]
+        state = np.int64(came_from[j, state])
+        if change != 0:
+            _carry(0, pull[left:stop], change, block[j - first, left - first : stop - first], pull[left:stop])
+    for s in range(n_states):
+        if path[s] != _FAR:
+            now[s, : right - left] = pull[left:right]
+            for j in range(begin, left):
+                if changes[j, s] != 0:
+                    _carry(0, now[s], changes[j, s], block[j - first, left - first : right - first], now[s])
+    return begin
 
 
 @compiled
@@ -266,89 +451,3 @@ def _best_points(number, worth, bits, shift, q, loud):
         if no_zero:
             return least_odd, odd, least_even, even
     return least_even, even, least_odd, odd
-
-
-@compiled
-def _search(x, worth, cost, base, rows, next_state, quantiser, loud_class, path, came_from, chosen):
-    """Viterbi search down one column: least sum of worth * (x - point)**2 + bits of all paths into each state.
-
-    path: (n_states,) what it costs to be in each state, before and after. Fills (n_rows, n_states) where the best path
-    came from, and by which point.
-    """
-    n_states = len(quantiser)
-    after = np.empty(n_states)
-    least = np.empty((2, 2))
-    best = np.empty((2, 2), np.int64)
-    for i in range(len(x)):
-        if rows[i] == DEAD:
-            for s in range(n_states):
-                came_from[i, s] = s
-                chosen[i, s] = 0
-            continue
-        c, shift = scale_context(base + rows[i])
-        for q in range(2):
-            least[q, 0], best[q, 0], least[q, 1], best[q, 1] = _best_points(
-                x[i], worth[i], cost[c, q], shift, q, c >= loud_class
-            )
-        after[:] = _FAR
-        for s in range(n_states):
-            q = quantiser[s]
-            for parity in range(2):
-                to = next_state[s, parity]
-                total = path[s] + least[q, parity]
-                if total < after[to]:
-                    after[to] = total
-                    came_from[i, to] = s
-                    chosen[i, to] = best[q, parity]
-        path[:] = after
-
-
-@compiled
-def _search_coupled(x, worth, coupling, cost, base, rows, next_state, quantiser, loud_class, path, came_from, chosen):
-    """`_search` for the sum of worth * (C (x - point))**2 + bits: an error counts with those of the rows before it.
-
-    No longer the least, since of all paths into a state only the best so far is followed, with its own errors. x may be
-    rows of several columns, whole ones but for the last.
-    """
-    n_states = len(quantiser)
-    run = coupling.shape[1]
-    after = np.empty(n_states)
-    errors = np.empty((run, n_states))  # of the path into each state, in this run of rows
-    moved = np.empty(n_states)
-    wanted = np.empty(n_states)
-    for i in range(len(x)):
-        at = i % run
-        wanted[:] = x[i]
-        for k in range(at):
-            factor = coupling[i // run % len(coupling), at, k]
-            for s in range(n_states):
-                wanted[s] += factor * errors[k, s]
-        if rows[i] == DEAD:
-            for s in range(n_states):
-                came_from[i, s] = s
-                chosen[i, s] = 0
-                path[s] += worth[i] * wanted[s] * wanted[s]
-                errors[at, s] = x[i]
-            continue
-        c, shift = scale_context(base + rows[i])
-        after[:] = _FAR
-        for s in range(n_states):
-            if path[s] == _FAR:
-                continue
-            q = quantiser[s]
-            least_even, even, least_odd, odd = _best_points(wanted[s], worth[i], cost[c, q], shift, q, c >= loud_class)
-            for parity in range(2):
-                to = next_state[s, parity]
-                total = path[s] + (least_odd if parity else least_even)
-                if total < after[to]:
-                    after[to] = total
-                    came_from[i, to] = s
-                    chosen[i, to] = odd if parity else even
-        path[:] = after
-        for k in range(at):
-            for s in range(n_states):
-                moved[s] = errors[k, came_from[i, s]]
-            for s in range(n_states):
-                errors[k, s] = moved[s]
-        for s in range(n_states):
-            errors[at, s] = x[i] - chosen[i, s]

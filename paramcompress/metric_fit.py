@@ -43,7 +43,7 @@ from paramcompress.fit import Effort, ranks
 from paramcompress.fit.scales import DEAD_PEAK, Profile, live_lines, wants_zero, without_empty
 from paramcompress.fit.transforms import Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
-from paramcompress.trellis import TRELLISES, WITH_ZERO, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO
 
 SHRINKAGE = 0.15
 """In units of price / (worth * variance). Theory for high rates says 1 / (2 ln 2) = 0.72; less is better, since the
@@ -54,7 +54,7 @@ COUPLING_DOUBT = 0.5
 """Share of the coupling of rows that is not believed where the output heeds them: together errors are no longer small,
 and units turn on and off (docs/calibration.md)."""
 N_PASSES = 4
-"""Times that every column is chosen again."""
+"""Times that every row is chosen again."""
 ROUGH_STATES = 8
 """Of the trellis, at most, where points are found to compare what they cost, and not to be kept."""
 FLOOR = 0.01
@@ -69,10 +69,11 @@ RANKS = (2, 8, 32)
 """Of low-rank parts that are tried."""
 LEAST_SIDE = 16
 """Shorter side below which low rank is not looked for."""
-WIDEST_PIECE = 512
-"""Columns of a piece of a diagonal metric above which no transform is tried: where rows are few and kernels large."""
-_PIECE = 128
-"""Columns of a diagonal metric that are dealt with at a time, about."""
+WIDEST_TURNED = 1024
+"""Columns with something to do with each other up to which a trellis down columns is tried: it takes several matrices
+more, and wide layers are those of many inputs."""
+_PIECE = 32
+"""Columns of a diagonal metric that are dealt with at a time, about: whole kernels."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Grid:
 
     fineness: float = 1.0
     """What theory's step is divided by."""
+    by_row: bool = True
+    """Whether the trellis runs along rows, or down columns."""
     quiet: bool = False
     """Whether points are looked for also in rows and columns whose numbers are all small beside the step. Where few
     directions cost most, points in some of these make good what all of them are worth along those."""
@@ -220,18 +223,16 @@ class MetricFit:
 
     def choose_dictionary(self, price: float) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
-        each the grid."""
-        narrow = _piece_columns(self.layout.n_rows, self.layout.kernel_size) <= WIDEST_PIECE
-        mixes = self.layout.takes_transform and (narrow or self.metric.columns.ndim == 3)
+        each the grid, and in the end the order of points."""
         # a search begins with none, and patch is the likeliest to stay: so fewer coordinates are prepared twice
         fitted = ("patch",) if self.effort.fitted else ()
-        names = ("none", "cosine", *fitted) if mixes else ("none",)
+        names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = self._with_grid(self._cheapest(plain, price), price)
         beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
         if beside and (found := self._cheapest(beside, price)).cost < best.cost:
             best = self._with_grid(found, price)
-        self.dictionary = best.dictionary
+        self.dictionary = self._with_order(best.dictionary, price)
 
     def _with_grid(self, priced: _Priced, price: float) -> _Priced:
         """A dictionary with the grid that costs least."""
@@ -239,12 +240,21 @@ class MetricFit:
         others = [replace(dictionary, grid=one) for one in GRIDS if one != dictionary.grid]
         return min([priced, *(self._priced(one, price) for one in others)], key=_cost_of)
 
+    def _with_order(self, dictionary: Dictionary, price: float) -> Dictionary:
+        """The same with the trellis along rows or down columns; what one gains over the other shows only in full."""
+        is_diagonal = self.metric.columns.ndim == 2
+        may_turn = dictionary.transform.matrix is None if is_diagonal else self.layout.n_columns <= WIDEST_TURNED
+        if not may_turn or len(self.metric.columns) > 1:
+            return dictionary
+        orders = [replace(dictionary, grid=replace(dictionary.grid, by_row=one)) for one in (True, False)]
+        return min((self._priced(one, price, rough=False) for one in orders), key=_cost_of).dictionary
+
     def _cheapest(self, candidates: Sequence[Dictionary], price: float) -> _Priced:
         return min((self._priced(one, price) for one in candidates), key=_cost_of)
 
-    def _priced(self, dictionary: Dictionary, price: float) -> _Priced:
+    def _priced(self, dictionary: Dictionary, price: float, *, rough: bool = True) -> _Priced:
         """A dictionary with about what a weight costs with it, its error and its bits together."""
-        found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=True)
+        found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=rough)
         bits = 8.0 * dictionary.n_bytes + self._stored_bits(found)
         return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
 
@@ -261,7 +271,7 @@ class MetricFit:
         """About the bits of points and classes, and of what a stream begins and ends with."""
         if (stored := found.stored) is None or stored.scales is None:
             return 0.0
-        points = prices.point_bits(stored.points, stored.scales, stored.trellis)
+        points = prices.point_bits(*stored.in_order, stored.trellis)
         return HEAD_BITS + points + prices.class_bits(stored.scales, self.layout.kernel_size)
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
@@ -308,11 +318,10 @@ class MetricFit:
         x = one.shrunk(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
-        worths = [Worth(bits, feeding, coupling) for feeding in one.space.feedings(price)]
-        pivots = np.concatenate([worth.pivots for worth in worths], 1)
-        step = _step(x, bits, pivots) / grid.fineness
+        worth = Worth(bits, one.space.feedings(price), coupling)
+        step = _step(x, bits, worth.pivots) / grid.fineness
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
-        bits *= step**2
+        worth = replace(worth, rows=bits * step**2)
         x /= step
         kind = WITH_ZERO if wants_zero(self.weight) else TRELLISES
         n_states = self.effort.n_states_in_metric
@@ -324,19 +333,20 @@ class MetricFit:
         symbols: Symbols | None = None
         nothing = not profile.peak >= DEAD_PEAK * grid.live_step  # no number is worth its bits
         for passes in () if nothing else (0, 0 if rough else N_PASSES):
-            points = np.concatenate(
-                [
-                    quantize_in_metric(x[at], replace(scales, columns=scales.columns[at]), trellis, cost, worth, passes)
-                    for at, worth in zip(one.space.places, worths, strict=True)
-                ]
-            )
-            symbols = Symbols(points, scales, trellis)
+            turned = None if grid.by_row else worth.turned
+            if turned is None:
+                points = quantize_in_metric(x, scales, trellis, cost, worth, passes)
+            else:
+                points = quantize_in_metric(x.T, scales.turned, trellis, cost, turned, passes).T
+                points = np.ascontiguousarray(points)
+            symbols = Symbols(points, scales, trellis, by_row=turned is None)
             if not points.any():
                 symbols = None
                 break
             if passes == 0 and by_class and symbols is not None:
                 scales = self._worthwhile_classes(symbols, profile, grid)
-            cost = prices.cost_table(prices.histogram(points, scales, trellis), has_zero=trellis.has_zero)
+            counts = prices.histogram(*replace(symbols, scales=scales).in_order, trellis)
+            cost = prices.cost_table(counts, has_zero=trellis.has_zero)
         step = 1.0 if symbols is None else step * one.gain(points * step)
         transform = one.dictionary.transform
         return Factors(
@@ -355,8 +365,11 @@ class MetricFit:
         if grid.quiet:
             ways = [without_empty(one, symbols.points) for one in ways]
 
+        points, _ = symbols.in_order
+
         def n_bits(one: Scales) -> float:
-            return prices.class_bits(one, period) + prices.point_bits(symbols.points, one, symbols.trellis)
+            in_order = one.turned if symbols.by_row else one
+            return prices.class_bits(one, period) + prices.point_bits(points, in_order, symbols.trellis)
 
         return min(ways, key=n_bits)
 
@@ -367,12 +380,6 @@ def _nearer_to_flat(columns: NDArray[np.float64], shares: NDArray[np.float64]) -
     found: NDArray[np.float64] = (1 - shares)[:, None, None] * columns
     found += (shares * flat)[:, None, None] * np.eye(columns.shape[1])
     return found
-
-
-def _piece_columns(n_rows: int, period: int) -> int:
-    """Columns of the pieces into which a diagonal metric falls: whole chains of the trellis, and whole kernels."""
-    least = period * columns_per_chain(n_rows)
-    return least * max(1, _PIECE // least)
 
 
 def _row_square(squares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -417,9 +424,9 @@ class _Space:
     def __init__(self, transform: Transform, target: NDArray[np.float64], metric: Metric) -> None:
         self.transform, self.worth, self.gram = transform, metric.rows, metric.gram
         self.n_groups = len(metric.columns)
-        n_rows, n_columns = target.shape
+        n_columns = target.shape[1]
         period = 1 if transform.matrix is None else len(transform.matrix)
-        width = n_columns if metric.columns.ndim == 3 else _piece_columns(n_rows, period)
+        width = n_columns if metric.columns.ndim == 3 else period * max(1, _PIECE // period)
         self.places = [slice(at, min(at + width, n_columns)) for at in range(0, n_columns, width)]
         if metric.columns.ndim == 3:
             self.metrics = [metric.columns]

@@ -17,7 +17,7 @@ from paramcompress.entropy import COUNT, MOST_CLASS, Scales, distance_bits
 from paramcompress.jit import compiled
 from paramcompress.prior import prior_of
 from paramcompress.tokens import ESCAPE_FROM, N_CLASSES, N_TOKENS, count_tokens, entropy_bits, shifted_bits, token_of
-from paramcompress.trellis import Trellis, columns_per_chain
+from paramcompress.trellis import Trellis, lines_per_chain
 
 BIT_WEIGHT = 0.46
 """Squared steps that one bit is worth: 2 ln 2 times the trellis' mean squared error of 0.254, and 1.3 times that
@@ -38,7 +38,7 @@ _LEARNING_CLASS = 3
 def histogram(points: NDArray[np.int32], scales: Scales, trellis: Trellis) -> NDArray[np.int32]:
     """(N_CLASSES, 2, N_TOKENS): how often each token occurs in points as for `pack`, by context class and quantiser."""
     counts = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
-    walk = trellis.walk, columns_per_chain(points.shape[1])
+    walk = trellis.walk, lines_per_chain(points.shape[1])
     count_tokens(points, scales.base, scales.rows, scales.columns, *walk, counts)
     return counts
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.tokens import classes_in, scale_context, scale_contexts
-from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, lines_per_chain
 
 LANES = 8
 """Chains side by side. With fewer, the lanes left over work on numbers of others, and nobody looks at their outcome."""
@@ -77,7 +77,7 @@ def quantize(
     Source: Viterbi search; Marcellin and Fischer 1990.
     """
     n_columns, n_rows = x.shape
-    per_chain = columns_per_chain(n_rows)
+    per_chain = lines_per_chain(n_rows)
     if points is None:
         points = np.zeros(x.shape, np.int32)
     if chains is None:

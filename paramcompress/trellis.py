@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHAIN = 512
-"""Numbers that a chain holds at least, if there are as many: chains begin at whole columns, so that they can run side
-by side."""
+"""Numbers that a chain holds at least, if there are as many: chains begin at whole columns, or rows where the trellis
+runs along these, so that they can run side by side."""
 
 
-def columns_per_chain(n_rows: int) -> int:
-    """Columns after which the state returns to 0. Part of the format."""
-    return -(-CHAIN // max(n_rows, 1))
+def lines_per_chain(length: int) -> int:
+    """Columns of such a length, or rows, after which the state returns to 0. Part of the format."""
+    return -(-CHAIN // max(length, 1))
 
 
 LOUD_CLASS = 3

@@ -15,7 +15,7 @@ from torch import Tensor
 import paramcompress
 from paramcompress.entropy import DEAD, Scales, unpack
 from paramcompress.tokens import POINT_LIMIT
-from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, columns_per_chain
+from paramcompress.trellis import TRELLISES, WITH_ZERO, Trellis, lines_per_chain
 
 
 def raw(tensor: Tensor) -> bytes:
@@ -80,7 +80,7 @@ def legal_points(
     points = np.zeros((len(scales.columns), len(scales.rows)), np.int32)
     state = 0
     for j in range(points.shape[0]):
-        if j % columns_per_chain(points.shape[1]) == 0:
+        if j % lines_per_chain(points.shape[1]) == 0:
             state = 0
         for i in range(points.shape[1]):
             if scales.columns[j] >= 0 and scales.rows[i] >= 0:

@@ -96,7 +96,7 @@ def rows(columns: dict[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
 
 def chain() -> int:
     """Numbers that a chain of the trellis holds at least."""
-    return int(re.findall(r"`ceil\((\d+)\s/\sn_rows\)`", PAGE.read_text())[0])
+    return int(re.findall(r"`ceil\((\d+)\s/\slength\)`", PAGE.read_text())[0])
 
 
 def phrases(number: int = 0) -> bytes:
@@ -164,7 +164,8 @@ def factored(stream: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
         b = ((c.T << (exponents - least)) @ d) * 2.0**least
     a = np.zeros((n_out, m), np.int64)
     if at < len(stream):
-        s = symbols(stream[at:], n_out, m, k).T
+        by_row = bool(head & 32)
+        s = symbols(stream[at:], n_out, m, k, by_row=by_row).T
         a = s if matrix is None else (s.reshape(n_out, m // k, k) @ matrix.T).reshape(n_out, m)
     return ((a * 2.0**exponent) * step + b * scale).astype(np.float32)
 
@@ -469,7 +470,7 @@ def classes(
     return found
 
 
-def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
+def symbols(stream: bytes, n_rows: int, n_columns: int, period: int, *, by_row: bool = False) -> NDArray[np.int64]:
     """Points (n_columns, n_rows) of a symbol stream."""
     trellis, flags = stream[0] & 7, stream[0] >> 3
     by_prefix, turns = trellis == 7, trellis in (2, 3, 5)
@@ -482,17 +483,18 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
     columns_of = classes(n_columns, flags >> 1 & 1, flags >> 3 & 1, flags >> 4, period, 30, tokens, bits)
     codes = [code_words(bits) for _ in range(14)] if by_prefix else []
     g0, g1 = {1: (0, 0), 4: (1, 2), 8: (2, 5), 32: (5, 29)}[n_states]
-    points = np.zeros((n_columns, n_rows), np.int64)
+    lines, others = (rows_of, columns_of) if by_row else (columns_of, rows_of)
+    points = np.zeros((len(lines), len(others)), np.int64)
     at_least = chain()
     state = 0
-    for j, of_column in enumerate(columns_of):
-        if j % -(-at_least // n_rows) == 0:
+    for j, of_line in enumerate(lines):
+        if j % -(-at_least // len(others)) == 0:
             state = 0
-        for i, of_row in enumerate(rows_of):
-            if of_column is None or of_row is None:
+        for i, of_other in enumerate(others):
+            if of_line is None or of_other is None:
                 continue
             q = parity(state & g0)
-            c, h = base + of_row + of_column, 0
+            c, h = base + of_line + of_other, 0
             if c > 13:
                 h = min((c - 12) // 2, 24)
                 c = min(c - 2 * h, 13)
@@ -505,7 +507,8 @@ def symbols(stream: bytes, n_rows: int, n_columns: int, period: int) -> NDArray[
             state = (2 * state + ((leads_on & 1) ^ parity(state & g1))) % n_states
     assert (tokens.state, tokens.at) == (1, n_words), "words left over"
     assert (bits.at + 7) // 8 == bits.n_bytes, "bits left over"
-    return points
+    assert not (by_row and by_prefix)
+    return points.T if by_row else points
 
 
 def code_words(bits: Bits) -> dict[tuple[int, int], int]:

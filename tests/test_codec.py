@@ -280,7 +280,7 @@ def test_is_exact_counts_the_transform() -> None:
     ("damage", "said"),
     [
         (lambda data: bytes([3]) + data[1:], "unknown kind"),
-        (lambda data: bytes([data[0] | 32]) + data[1:], "unknown kind"),
+        (lambda data: bytes([data[0] | 64]) + data[1:], "unknown kind"),
         (lambda data: data[:1] + np.float32("nan").tobytes() + data[5:], "unknown kind"),
         (lambda data: data[:1] + np.float32("inf").tobytes() + data[5:], "unknown kind"),
         (lambda data: data[:5] + np.float32("nan").tobytes() + data[9:], "rank 3"),

@@ -40,7 +40,7 @@ from paramcompress.entropy import (
 from paramcompress.prices import N_MAGNITUDES, class_bits, cost_table, histogram, point_bits, raw_bits_of
 from paramcompress.prior import prior_of
 from paramcompress.tokens import UNIT_CLASS
-from paramcompress.trellis import columns_per_chain
+from paramcompress.trellis import lines_per_chain
 
 TINY = bytes.fromhex("00 05 02 03 00 10 dd 02")
 """Points (2, 0), (-4, 6), worked out by hand in docs/format.md, section 10."""
@@ -295,7 +295,7 @@ def test_histogram_counts_what_is_packed(rng: np.random.Generator) -> None:
     expected = np.zeros((N_CLASSES, 2, N_TOKENS), np.int32)
     state = 0
     for j in range(30):
-        if j % columns_per_chain(40) == 0:
+        if j % lines_per_chain(40) == 0:
             state = 0
         for i in range(40):
             if scales.rows[i] >= 0:

@@ -68,6 +68,14 @@ def prefix(rng: np.random.Generator) -> Made:
     return one(weight, "none", "fast", max_rel_error=0.17)
 
 
+def by_row(rng: np.random.Generator) -> Made:
+    """Data, so that the trellis runs along rows; several of them in a chain, and a period."""
+    weight = smooth_kernels(rng, 12, 4, 3, 3)
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 12, 3, bias=False))
+    inputs = [gaussian(rng, 8, 4, 6, 6) for _ in range(2)]
+    return {"0.weight": weight}, {"model": net, "batches": inputs, "target_size": 800}
+
+
 GRID = (8, 5)
 
 
@@ -125,6 +133,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "cosine": lambda rng: one(smooth_kernels(rng, 8, 6, 3, 3), "cosine"),
     "lowrank": lambda rng: one(low_rank(rng, 24, 20, 2), "lowrank", rank=2),
     "lowrank+patch": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 3, 3), "lowrank+patch", rank=2),
+    "by-row": by_row,
     "predicted": predicted,
     "predicted-stored": predicted_stored,
     "lowrank+cosine": lambda rng: one(low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 9), "lowrank+cosine", rank=2),
@@ -190,13 +199,15 @@ def test_nothing_is_missing_and_nothing_is_left_over(expected: dict[str, Any]) -
 
 def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, Any]) -> None:
     """The gatekeeper: a new codec id or dictionary needs a golden file."""
-    codecs, dictionaries, kinds, coders, homes = set(), set(), set(), set(), set()
+    codecs, dictionaries, kinds, coders, homes, orders = set(), set(), set(), set(), set(), set()
     for name in MAKERS:
         with Reader(path_of(name)) as reader:
             for entry in reader.index.entries:
                 codecs.add(entry.codec)
                 (kinds if entry.codec == PREDICTED else dictionaries).add(entry.dictionary)
                 homes.add(entry.home)
+                if entry.codec == FACTORED and entry.same_as is None:
+                    orders.add(reader.stream(entry)[0] & 32)
                 if entry.codec == FACTORED and entry.dictionary == "none" and entry.same_as is None:
                     coders.add(reader.stream(entry)[5] & 7)
     assert codecs == {EXACT, FACTORED, PREDICTED}
@@ -206,3 +217,4 @@ def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, An
     }
     assert coders == {0, 3, 4, 5, 6, 7}, "four states, 1 and 2, are in the format, and no effort uses them"
     assert homes == {0, 1, 2, 3}
+    assert orders == {0, 32}, "points column by column and row by row"

@@ -368,7 +368,7 @@ def test_regression_costs_beyond_1e30_stay_on_the_trellis(rng: np.random.Generat
     x = 1000 * rng.standard_normal((6, 5))
     scales = Scales(20, np.zeros(5, np.int16), np.zeros(6, np.int16))
     trellis = TRELLISES[8]
-    worth = Worth(np.full(5, 1e33), Feeding(np.eye(6)[None]))
+    worth = Worth(np.full(5, 1e33), [Feeding(np.eye(6)[None])])
     points = quantize_in_metric(x, scales, trellis, cost_table(), worth, 1)
-    pack(points, scales, trellis)  # refuses a point that the trellis does not allow
+    pack(points, scales, trellis, by_row=True)  # refuses a point that the trellis does not allow
     assert np.abs(points - 2 * x).max() < 4 or np.abs(points - x).max() < 4

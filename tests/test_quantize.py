@@ -12,7 +12,7 @@ from paramcompress.entropy import DEAD, Scales, pack
 from paramcompress.prices import N_MAGNITUDES, cost_table, histogram
 from paramcompress.quantize import quantize
 from paramcompress.tokens import N_CLASSES
-from paramcompress.trellis import Trellis, columns_per_chain
+from paramcompress.trellis import Trellis, lines_per_chain
 
 ALL = pytest.mark.parametrize("n_states", EVERY_TRELLIS)
 
@@ -104,7 +104,7 @@ def test_what_is_dead_does_not_move_the_chain(n_states: int, rng: np.random.Gene
     x = (4 * rng.standard_normal((40, 3))).astype(np.float32)
     columns = np.zeros(80, np.int16)
     columns[1::2] = DEAD
-    assert columns_per_chain(3) >= 80, "else another column begins the second chain"
+    assert lines_per_chain(3) >= 80, "else another column begins the second chain"
     wide = np.repeat(x, 2, axis=0)
     live = quantize(x, uniform_scales(40, 3), EVERY_TRELLIS[n_states], cost_table(), 0.46)
     among_dead = quantize(wide, Scales(5, np.zeros(3, np.int16), columns), EVERY_TRELLIS[n_states], cost_table(), 0.46)

@@ -13,7 +13,7 @@ from paramcompress.fit.scales import Profile
 from paramcompress.fit.search import Search, search_step
 from paramcompress.prices import cost_table
 from paramcompress.quantize import LANES, quantize
-from paramcompress.trellis import TRELLISES, columns_per_chain
+from paramcompress.trellis import TRELLISES, lines_per_chain
 
 
 def matrix(n_columns: int, n_rows: int, loudness: float = 0.0) -> NDArray[np.float32]:
@@ -29,7 +29,7 @@ def n_quantised(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     sizes: list[int] = []
 
     def counted(*args, **keywords):  # type: ignore[no-untyped-def]
-        sizes.append(len(keywords["chains"]) * columns_per_chain(args[0].shape[1]) * args[0].shape[1])
+        sizes.append(len(keywords["chains"]) * lines_per_chain(args[0].shape[1]) * args[0].shape[1])
         return quantize(*args, **keywords)
 
     monkeypatch.setattr(search, "quantize", counted)
@@ -75,7 +75,7 @@ def test_part_by_part_gives_the_same_points_as_all_at_once(n_states: int) -> Non
 def test_parts_hold_every_chain_once(n_columns: int) -> None:
     parts = search._parts(n_columns, 100)
     chains = np.concatenate(parts)
-    assert sorted(chains) == list(range(-(-n_columns // columns_per_chain(100))))
+    assert sorted(chains) == list(range(-(-n_columns // lines_per_chain(100))))
     assert all(len(part) % LANES == 0 for part in parts[:-1])
     assert all(len(part) for part in parts)
 
@@ -84,7 +84,7 @@ def test_parts_hold_every_chain_once(n_columns: int) -> None:
 def test_parts_in_which_nothing_is(n_silent: int) -> None:
     """Was a division by zero: the first part tells nothing of the rest."""
     x = matrix(600, 100)
-    per_chain = columns_per_chain(100)
+    per_chain = lines_per_chain(100)
     for part in search._parts(*x.shape)[:n_silent]:
         for chain in part:
             x[chain * per_chain : (chain + 1) * per_chain] = 0

@@ -12,7 +12,7 @@ from helpers import uniform_scales
 from paramcompress import trellis
 from paramcompress.prices import cost_table
 from paramcompress.quantize import quantize
-from paramcompress.trellis import CHAIN, TRELLISES, Trellis, columns_per_chain
+from paramcompress.trellis import CHAIN, TRELLISES, Trellis, lines_per_chain
 
 LONG = 4096
 """Rows of a column, and so the length of a chain, long enough that its ends do not matter."""
@@ -87,5 +87,5 @@ def test_the_control_the_plain_grid_gains_nothing(rng: np.random.Generator) -> N
 
 @pytest.mark.parametrize("n_rows", [0, 1, 3, CHAIN - 1, CHAIN, CHAIN + 1])
 def test_chains_are_the_fewest_columns_that_hold_enough(n_rows: int) -> None:
-    n_columns = columns_per_chain(n_rows)
+    n_columns = lines_per_chain(n_rows)
     assert (n_columns - 1) * max(n_rows, 1) < CHAIN <= n_columns * max(n_rows, 1)

@@ -29,7 +29,7 @@ from paramcompress.fit.settle import STEP_POWER, TRELLIS_STEP, settle, stretch_o
 from paramcompress.fit.steer import Steering, likely_error
 from paramcompress.metrics import moments
 from paramcompress.quantize import LANES, quantize
-from paramcompress.trellis import WITH_ZERO, Trellis, columns_per_chain
+from paramcompress.trellis import WITH_ZERO, Trellis, lines_per_chain
 
 SEARCH_SAMPLE = 1 << 14
 """Weights on which the step and the use of scale classes are looked for before all of a layer is quantised."""
@@ -180,7 +180,7 @@ class Search:
     ) -> tuple[Found | None, float]:
         """Quantise part after part at one step, each with a weight of a bit that brings the error of the whole to the
         target: so most of x is quantised only once. None, and a better step, where that is not to be had."""
-        wanted, per_chain = self.target * x.size, columns_per_chain(x.shape[1])
+        wanted, per_chain = self.target * x.size, lines_per_chain(x.shape[1])
         likely, effects = zip(*(likely_error(x, self.target, part, per_chain) for part in parts), strict=True)
         effect = sum(map(operator.mul, likely, effects)) / sum(likely)
         points = np.zeros(x.shape, np.int32)
@@ -260,7 +260,7 @@ class Search:
         quantize(
             x, scales, self.trellis, self.cost, weight * prices.BIT_WEIGHT, step=step, chains=chains, points=points
         )
-        found: tuple[float, float, float] = moments(x, points, chains, columns_per_chain(x.shape[1]))
+        found: tuple[float, float, float] = moments(x, points, chains, lines_per_chain(x.shape[1]))
         return found
 
     def _errors(
@@ -281,7 +281,7 @@ def _n_sample(x: NDArray[np.float32]) -> int:
 
 
 def _n_chains(n_columns: int, n_rows: int) -> int:
-    return -(-n_columns // columns_per_chain(n_rows))
+    return -(-n_columns // lines_per_chain(n_rows))
 
 
 @lru_cache(maxsize=64)
