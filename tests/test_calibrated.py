@@ -180,6 +180,33 @@ def test_small_numbers_are_heeded_where_few_directions_cost_most(rng: np.random.
     assert cost_and_bits(fit, 10.0) < 0.7 * cost_and_bits(fit, 10.0, Grid())
 
 
+@pytest.mark.parametrize("by_row", [True, False])
+def test_points_run_along_what_goes_together(by_row: bool, rng: np.random.Generator) -> None:
+    """Inputs alike and rows alone, or rows heeded alike and inputs that have nothing to do with each other."""
+    weight = rng.standard_normal((64, 64)).astype(np.float32)
+    alike = 0.9 ** np.abs(np.arange(64)[:, None] - np.arange(64))
+    metric = (
+        Metric(np.ones(64), alike[None]) if by_row else Metric(np.ones(64), np.eye(64)[None], alike[None], doubt=0.0)
+    )
+    fit = MetricFit(weight, Layout.of(weight.shape), metric, EFFORTS["default"])
+    chosen, *others = (cost_and_bits(fit, 0.05, grid) for grid in (None, Grid(by_row=by_row), Grid(by_row=not by_row)))
+    assert others[0] < 0.99 * others[1]
+    assert chosen <= others[0] * (1 + 1e-9)
+    fit.choose_dictionary(0.05)
+    found = fit.at(0.05).stored
+    assert found is not None
+    assert found.by_row == by_row
+
+
+def test_grouped_and_wide_layers_run_along_rows(rng: np.random.Generator) -> None:
+    for columns in (np.ones((2, 40)), np.eye(1025)[None]):
+        weight = rng.standard_normal((8, columns.shape[1])).astype(np.float32)
+        fit = MetricFit(weight, Layout.of(weight.shape), Metric(np.ones(8), columns), EFFORTS["fast"])
+        found = fit.at(0.05).stored
+        assert found is not None
+        assert found.by_row
+
+
 @pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])
 def test_a_diagonal_is_the_matrix_that_it_stands_for(dictionary: str, rng: np.random.Generator) -> None:
     """Several pieces of it, two groups; low rank beside the transform where there is one group."""

@@ -35,9 +35,21 @@ from paramcompress.trellis import TRELLISES
 SHAPE = (9, 4, 3, 3)
 
 
-def symbols(rng: np.random.Generator, n_columns: int, n_rows: int, n_states: int = 8, size: float = 2.0) -> Symbols:
+def symbols(
+    rng: np.random.Generator,
+    n_columns: int,
+    n_rows: int,
+    n_states: int = 8,
+    size: float = 2.0,
+    *,
+    by_row: bool = False,
+) -> Symbols:
     scales, one = uniform_scales(n_columns, n_rows), TRELLISES[n_states]
-    return Symbols(legal_points(rng, scales, one, lambda: round(size * rng.standard_normal())), scales, one)
+    scales.rows[:] = rng.integers(0, 3, n_rows) if by_row else 0
+    scales.columns[:] = rng.integers(-1, 3, n_columns) if by_row else 0
+    ran = scales.turned if by_row else scales
+    points = legal_points(rng, ran, one, lambda: round(size * rng.standard_normal()))
+    return Symbols(np.ascontiguousarray(points.T) if by_row else points, scales, one, by_row=by_row)
 
 
 def factors(
@@ -48,6 +60,7 @@ def factors(
     rank: int = 0,
     stored: bool = True,
     n_states: int = 8,
+    by_row: bool = False,
 ) -> Factors:
     """Random ones of that kind."""
     layout = Layout.of(shape)
@@ -56,7 +69,7 @@ def factors(
     if rank:
         matrices = [symbols(rng, rank, n) for n in (layout.n_rows, layout.n_columns)]
         low_rank = LowRank(*matrices, rng.integers(-3, 9, rank).astype(np.int8), float(np.float32(3e-3)))
-    points = symbols(rng, layout.n_columns, layout.n_rows, n_states) if stored else None
+    points = symbols(rng, layout.n_columns, layout.n_rows, n_states, by_row=by_row) if stored else None
     return Factors(layout, float(np.float32(0.01)), transform, basis, low_rank, points)
 
 
@@ -91,6 +104,9 @@ CASES: dict[str, Callable[[np.random.Generator], Case]] = {
     "none": lambda rng: factored_case(rng),
     "none, one state": lambda rng: factored_case(rng, n_states=1),
     "none, 32 states": lambda rng: factored_case(rng, n_states=32),
+    "by row": lambda rng: factored_case(rng, by_row=True),
+    "by row, one state": lambda rng: factored_case(rng, by_row=True, n_states=1),
+    "by row, lowrank+patch": lambda rng: factored_case(rng, by_row=True, n_states=32, rank=1, transform="patch"),
     "patch": lambda rng: factored_case(rng, transform="patch"),
     "cosine": lambda rng: factored_case(rng, transform="cosine"),
     "lowrank": lambda rng: factored_case(rng, rank=3),
@@ -296,6 +312,13 @@ def test_heads_that_make_no_sense(damage: Callable[[bytes], bytes], said: str, r
     stream = encode_factored(factors(rng, rank=3))
     with pytest.raises(ValueError, match=said):
         decode_factored(damage(stream), SHAPE)
+
+
+def test_an_order_of_points_that_are_not_there(rng: np.random.Generator) -> None:
+    stream = bytearray(encode_factored(factors(rng, rank=3, stored=False)))
+    stream[0] |= 32
+    with pytest.raises(ValueError, match="order of points"):
+        decode_factored(stream, SHAPE)
 
 
 @pytest.mark.parametrize("shape", [(9, 36), (9, 4, 1, 1), (9, 4, 17, 17), (2, 3, 40), (), (5,)])

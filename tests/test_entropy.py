@@ -143,6 +143,17 @@ def test_any_buffer_will_do() -> None:
     np.testing.assert_array_equal(unpack(memoryview(b"--" + TINY)[2:], 2, 2), unpack(TINY, 2, 2))
 
 
+def test_prefix_codes_do_not_go_row_by_row(rng: np.random.Generator) -> None:
+    points = legal_points(rng, uniform_scales(96, 128), EVERY_TRELLIS[1], lambda: round(3 * rng.standard_normal()))
+    how = points, uniform_scales(96, 128), EVERY_TRELLIS[1]
+    by_prefix = pack(*how, may_prefix=True)
+    assert by_prefix[0] & 7 == 7
+    with pytest.raises(ValueError, match="prefix codes"):
+        unpack(by_prefix, 128, 96, by_row=True)
+    by_row = pack(*how, may_prefix=True, by_row=True)
+    np.testing.assert_array_equal(unpack(by_row, 128, 96, by_row=True), points)
+
+
 def test_points_that_do_not_fit_are_refused() -> None:
     live = uniform_scales(2, 2)
     dead_row = Scales(5, np.array([DEAD, 0], np.int16), np.zeros(2, np.int16))
