@@ -33,7 +33,7 @@ from paramcompress.fit import Effort
 from paramcompress.inputs import is_known, products
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
-from paramcompress.metric_fit import DAMPING, Metric, MetricFit
+from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, Metric, MetricFit
 from paramcompress.moments import Moment, SecondMoments
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
@@ -165,7 +165,7 @@ class Calibrated:
         fit = self.fits[name]
         if fit.dictionary is None and (self.chosen_at is not None or not aim.rough):
             near = self.chosen_at or aim.output_error or aim.rel_error or HIGHEST_LEVEL
-            fit.choose_dictionary(self.price(near))
+            fit.choose_dictionary(self.price(near), GRIDS if aim.level > 0 else AT_ANY_PRICE)
         if aim.level > 0:
             return fit.at(self.price(aim.level), rough=aim.rough)
         weight, moment, tensor = fit.weight.astype(np.float64), self.moments.layers[name], self.weights[name]

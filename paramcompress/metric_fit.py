@@ -140,6 +140,9 @@ class Grid:
 
 GRIDS = (Grid(), Grid(fineness=1.4), Grid(quiet=True))
 """That are tried, theory's first."""
+AT_ANY_PRICE = tuple(one for one in GRIDS if one.fineness == 1)
+"""That are tried where the price at which points will be found is not known: a finer step that is less at one price may
+be 6 % more bytes at another."""
 
 
 @dataclass(frozen=True)
@@ -221,23 +224,23 @@ class MetricFit:
         """What was prepared for the next price: twice the memory of the metric."""
         self._last = None
 
-    def choose_dictionary(self, price: float) -> None:
+    def choose_dictionary(self, price: float, grids: Sequence[Grid] = GRIDS) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
-        each the grid, and in the end the order of points."""
+        each the grid, one of some, and in the end the order of points."""
         # a search begins with none, and patch is the likeliest to stay: so fewer coordinates are prepared twice
         fitted = ("patch",) if self.effort.fitted else ()
         names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
-        best = self._with_grid(self._cheapest(plain, price), price)
+        best = self._with_grid(self._cheapest(plain, price), price, grids)
         beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
         if beside and (found := self._cheapest(beside, price)).cost < best.cost:
-            best = self._with_grid(found, price)
+            best = self._with_grid(found, price, grids)
         self.dictionary = self._with_order(best.dictionary, price)
 
-    def _with_grid(self, priced: _Priced, price: float) -> _Priced:
+    def _with_grid(self, priced: _Priced, price: float, grids: Sequence[Grid]) -> _Priced:
         """A dictionary with the grid that costs least."""
         dictionary = priced.dictionary
-        others = [replace(dictionary, grid=one) for one in GRIDS if one != dictionary.grid]
+        others = [replace(dictionary, grid=one) for one in grids if one != dictionary.grid]
         return min([priced, *(self._priced(one, price) for one in others)], key=_cost_of)
 
     def _with_order(self, dictionary: Dictionary, price: float) -> Dictionary:

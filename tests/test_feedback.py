@@ -12,13 +12,14 @@ from helpers import EVERY_TRELLIS, parity_of, uniform_scales
 
 from paramcompress import entropy, prices
 from paramcompress.entropy import DEAD, Scales
-from paramcompress.feedback import Feeding, Worth, quantize_in_metric
+from paramcompress.feedback import STRETCH, Feeding, Worth, _best_points, quantize_in_metric
 from paramcompress.quantize import quantize
-from paramcompress.trellis import Trellis, lines_per_chain
+from paramcompress.trellis import CHAIN, Trellis, lines_per_chain
 
 ALL = pytest.mark.parametrize("n_states", EVERY_TRELLIS)
 ALL_ROWS = {False: 1.03, True: 1.012}
 """How far above the least sum, for the plain grid and for trellises; measured: 1.020, and at most 1.006."""
+CLASS = 5
 COUPLED = pytest.mark.parametrize("coupled", [False, True])
 
 
@@ -90,6 +91,60 @@ def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.G
     sums = [sum_of(x, points, scales, trellis, cost, worth) for points in (plain, found)]
     assert sums[1] == pytest.approx(sums[0], rel=1e-5 if n_states > 1 else 3e-3)
     assert sums[1] <= sums[0] * (1 + 1e-5)
+
+
+def slow_row(
+    centre: np.ndarray, pull: np.ndarray, matrix: np.ndarray, costs: np.ndarray, trellis: Trellis, bits: np.ndarray,
+    *, again: bool,
+) -> list[int]:  # fmt: skip
+    """Points of a row by the search as its docstring has it: every path with sums over all columns of its own.
+
+    costs (n,): of a squared error in each column. bits (2, magnitudes): of one class.
+    """
+    paths: dict[int, tuple[float, list[int], np.ndarray]] = {0: (0.0, [], pull)}
+    for j in range(len(centre)):
+        best: dict[int, tuple[float, int, int]] = {}
+        for s in sorted(paths):
+            moved, q = paths[s][2][j] / matrix[j, j], int(trellis.quantiser[s])
+            found = _best_points(centre[j] - moved, costs[j], bits[q], 0, q, trellis.loud_class <= CLASS)
+            for parity in range(2):
+                to = int(trellis.next_state[s, parity])
+                total = paths[s][0] + found[2 * parity] - costs[j] * moved**2 * again
+                if to not in best or total < best[to][0]:
+                    best[to] = total, s, int(found[2 * parity + 1])
+        paths = {
+            to: (total, [*paths[s][1], point], paths[s][2] + matrix[j] * (point - centre[j]))
+            for to, (total, s, point) in best.items()
+        }
+    return min((paths[s] for s in sorted(paths)), key=lambda path: path[0])[1]
+
+
+@pytest.mark.parametrize("n_passes", [0, 1, 2])
+@pytest.mark.parametrize("n_states", [1, 4, 8, -8])
+def test_what_paths_have_in_common_is_added_once_and_nothing_shows_of_it(
+    n_states: int, n_passes: int, rng: np.random.Generator
+) -> None:
+    """Two coupled rows, each a chain, stage by stage: fed forward, fed forward with all errors known, descending."""
+    n = CHAIN + 8
+    assert n > 10 * STRETCH
+    x = rng.standard_normal((n, 2)) * 2
+    trellis, scales, cost = EVERY_TRELLIS[n_states], uniform_scales(n, 2, CLASS), prices.cost_table()
+    coupling = np.array([[[1.0, 0.0], [0.8, 1.0]]])
+    worth = Worth(np.array([1.0, 1.5]), [Feeding(a_metric(rng, n, correlation=0.97))], coupling)
+    root, metric, gram = worth.feedings[0].root[0], worth.feedings[0].metric[0], worth.gram[0]
+    bits, pivots = cost[CLASS].astype(np.float64), np.diagonal(root) ** 2
+    points, nothing = np.zeros((2, n)), np.zeros(n)
+    how = {"trellis": trellis, "bits": bits}
+    points[0] = slow_row(x[:, 0], nothing, root, worth.rows[0] * pivots, **how, again=False)
+    told = x[:, 1] + coupling[0, 1, 0] * (x[:, 0] - points[0])
+    points[1] = slow_row(told, nothing, root, worth.rows[1] * pivots, **how, again=False)
+    for i in (0, 1) if n_passes else ():
+        told = x[:, i] + gram[0, 1] / gram[i, i] * (x[:, 1 - i] - points[1 - i])
+        points[i] = slow_row(told, nothing, root, gram[i, i] * pivots, **how, again=False)
+    for i in [0, 1] * n_passes:
+        pull = (gram @ (points - x.T) @ metric)[i] / gram[i, i]
+        points[i] = slow_row(points[i], pull, metric, gram[i, i] * np.diagonal(metric), **how, again=True)
+    np.testing.assert_array_equal(quantize_in_metric(x, scales, trellis, cost, worth, n_passes), points.T)
 
 
 @ALL
