@@ -156,8 +156,8 @@ def quantize_in_metric(
     Raises:
         numpy.linalg.LinAlgError: a metric that is not positive definite.
 
-    Cost: O(n_states n_rows n_columns^2) for each stage, n_columns being those of a block, and O(n_columns^3) for each
-    block of each group.
+    Cost: O(n_rows n_columns (n_columns + n_states (STRETCH + until paths meet))) for each stage, and O(n_columns^3) for
+    each block of each group, n_columns being those of a block.
     """
     rows = np.ascontiguousarray(x.T)
     points = np.zeros(rows.shape, np.int32)
@@ -237,7 +237,7 @@ def _choose_rows(
         )  # fmt: skip
         before[:] = points[i]
         end = np.argmin(path)
-        state = _trace_back(came_from, chosen, end, points[i])
+        _trace_back(came_from, chosen, end, points[i])
         if not again:
             carried[i] = x[i] - points[i]
         n = 0
@@ -264,9 +264,9 @@ def _choose_rows(
         if not again:
             carried[i] = x[i] - points[i]
             continue
+        at = 0
         for b in range(len(starts) - 1):
             first, stop = starts[b], starts[b + 1]
-            at = _offset(starts, b)
             changed = False
             pull[first:stop] = 0.0
             for j in range(first, stop):
@@ -280,15 +280,7 @@ def _choose_rows(
                     factor = coupling[i // run, other % run, i % run]
                     for k in range(first, stop):
                         carried[other, k] += factor * pull[k]
-
-
-@compiled
-def _offset(starts, b):
-    """Where a block's matrix begins."""
-    at = 0
-    for k in range(b):
-        at += (starts[k + 1] - starts[k]) ** 2
-    return at
+            at += (stop - first) ** 2
 
 
 @compiled
@@ -421,11 +413,10 @@ def _gather(settled, left, right, first, stop, block, centre, path, came_from, c
 
 @compiled
 def _trace_back(came_from, chosen, state, points):
-    """Fill in the points of the path that ends in a state; returns the state that it began in."""
+    """Fill in the points of the path that ends in a state."""
     for i in range(len(points) - 1, -1, -1):
         points[i] = chosen[i, state]
         state = np.int64(came_from[i, state])
-    return state
 
 
 @compiled
