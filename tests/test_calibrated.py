@@ -341,6 +341,25 @@ def test_a_weight_limit_holds_where_it_is_asked_for() -> None:
     assert all(one.rel_error <= 0.1 for one in report.layers if len(one.shape) > 1)
 
 
+@pytest.mark.parametrize("target", [{"max_output_error": 0.1}, {"max_rel_error": 0.1}, {"target_size": 8000}], ids=str)
+def test_finer_steps_are_tried_where_their_price_is_known(
+    target: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under limits every layer has a price of its own, far from the one that dictionaries are chosen at."""
+    tried: set[float] = set()
+    priced = MetricFit._priced
+
+    def noted(self: MetricFit, dictionary: Dictionary, price: float, **how: bool) -> Any:
+        tried.add(dictionary.grid.fineness)
+        return priced(self, dictionary, price, **how)
+
+    monkeypatch.setattr(MetricFit, "_priced", noted)
+    paramcompress.squeeze(
+        SAMPLES / "conv_digits.pt", OUT, model=models.build_conv(), batches=models.digits_batches(), **target
+    )
+    assert tried == ({1.0, 1.4} if "target_size" in target else {1.0})
+
+
 def test_settings_of_single_layers_hold() -> None:
     report = paramcompress.squeeze(
         SAMPLES / "conv_digits.pt",
