@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -341,25 +342,6 @@ def test_a_weight_limit_holds_where_it_is_asked_for() -> None:
     assert all(one.rel_error <= 0.1 for one in report.layers if len(one.shape) > 1)
 
 
-@pytest.mark.parametrize("target", [{"max_output_error": 0.1}, {"max_rel_error": 0.1}, {"target_size": 8000}], ids=str)
-def test_finer_steps_are_tried_where_their_price_is_known(
-    target: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under limits every layer has a price of its own, far from the one that dictionaries are chosen at."""
-    tried: set[float] = set()
-    priced = MetricFit._priced
-
-    def noted(self: MetricFit, dictionary: Dictionary, price: float, **how: bool) -> Any:
-        tried.add(dictionary.grid.fineness)
-        return priced(self, dictionary, price, **how)
-
-    monkeypatch.setattr(MetricFit, "_priced", noted)
-    paramcompress.squeeze(
-        SAMPLES / "conv_digits.pt", OUT, model=models.build_conv(), batches=models.digits_batches(), **target
-    )
-    assert tried == ({1.0, 1.4} if "target_size" in target else {1.0})
-
-
 def test_settings_of_single_layers_hold() -> None:
     report = paramcompress.squeeze(
         SAMPLES / "conv_digits.pt",
@@ -464,12 +446,18 @@ def test_dictionaries_are_chosen_near_the_level_that_they_serve() -> None:
 
 @pytest.mark.parametrize("aim", [Aim(output_error=0.004), Aim(rel_error=0.004), Aim(0.01)])
 def test_under_limits_dictionaries_are_chosen_near_them(aim: Aim, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, prices = a_job(), []
+    """And with no step that would serve at one price only: every layer has a price of its own there."""
+    job, chosen_at = a_job(), []
     name, tensor = "0.weight", job.weights["0.weight"]
     choose = MetricFit.choose_dictionary
-    monkeypatch.setattr(MetricFit, "choose_dictionary", lambda fit, price: [prices.append(price), choose(fit, price)])
+
+    def noted(fit: MetricFit, price: float, grids: Sequence[Grid]) -> None:
+        chosen_at.append((price, {one.fineness for one in grids}))
+        choose(fit, price, grids)
+
+    monkeypatch.setattr(MetricFit, "choose_dictionary", noted)
     job.encode(TensorInfo(name, "float32", tuple(tensor.shape)), tensor, aim)
-    assert prices == [job.price(HIGHEST_LEVEL if aim.level else 0.004)]
+    assert chosen_at == [(job.price(HIGHEST_LEVEL), {1.0, 1.4}) if aim.level else (job.price(0.004), {1.0})]
 
 
 def test_no_dictionary_is_chosen_before_a_level_is_known() -> None:
