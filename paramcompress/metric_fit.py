@@ -346,7 +346,7 @@ class MetricFit:
             if not points.any():
                 symbols = None
                 break
-            if passes == 0 and by_class and symbols is not None:
+            if passes == 0 and by_class:
                 scales = self._worthwhile_classes(symbols, profile, grid)
             counts = prices.histogram(*replace(symbols, scales=scales).in_order, trellis)
             cost = prices.cost_table(counts, has_zero=trellis.has_zero)
