@@ -34,7 +34,7 @@ from paramcompress.inputs import is_known, products
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
 from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, Metric, MetricFit
-from paramcompress.moments import Moment, SecondMoments
+from paramcompress.moments import Moment, SecondMoments, of_trace_one
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
 VECTOR_ERRORS = (1e-4, 0.2)
@@ -60,6 +60,9 @@ QUIET = 0.1
 ROW_DOUBT = 0.25
 """Mean sensitivities that are added to each row's where rows are chosen by the input: what a few hundred inputs never
 chose may be chosen some day."""
+GAUSS_NEWTON = 0.5
+"""Share of the metric of columns that is of gradients of single samples, as far as these stand out of their noise. More
+is believed of small errors only: larger ones turn units on and off, and average out less (docs/calibration.md)."""
 _LARGEST_CHANGE = 20.0
 """Factor by which a variance may be corrected."""
 
@@ -401,13 +404,29 @@ def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:
     if moment.sensitivity is None or not moment.sensitivity.any():
         energy = moment.output_energy(weight)
         return Metric(moment.rows / (energy if energy > 1e-300 else 1.0), columns, noise=moment.noise)
-    trace = columns.sum(1) if moment.is_diagonal else np.einsum("gjj->g", columns)
-    columns = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
+    columns = of_trace_one(columns)
     if np.ptp(moment.rows) == 0:
-        return Metric(moment.sensitivity, columns, moment.coupling, moment.noise)
+        return Metric(moment.sensitivity, _toward_gauss_newton(columns, moment), moment.coupling, moment.noise)
     if moment.coupling is not None:  # of inputs: believed as far as their moments are elsewhere
         return Metric(moment.sensitivity, columns, moment.coupling, doubt=DAMPING)
     return Metric(moment.sensitivity + ROW_DOUBT * moment.sensitivity.mean(), columns)
+
+
+def _toward_gauss_newton(columns: NDArray[np.float64], moment: Moment) -> NDArray[np.float64]:
+    """Matrices of trace 1 brought nearer to what gradients of single samples say, where it is about the same means.
+
+    Of the distance to these, the share that their noise accounts for is not gone (Ledoit and Wolf 2004, with `columns`
+    for the target).
+    """
+    if moment.gauss_newton is None or moment.gauss_newton_noise is None or moment.means is not None:
+        return columns
+    newton = of_trace_one(moment.gauss_newton)
+    change = newton - columns
+    scatter = moment.gauss_newton_noise * (np.square(newton).sum((1, 2)) - 1 / newton.shape[1])
+    beyond = 1 - scatter / np.maximum(np.square(change).sum((1, 2)), 1e-300)
+    reached = np.einsum("gjj->g", newton) > 0
+    share = GAUSS_NEWTON * np.where(reached, np.clip(beyond, 0, 1), 0)
+    return columns + share[:, None, None] * change
 
 
 def _output_error(moment: Moment, weight: NDArray[np.floating[Any]], squeezed: NDArray[np.floating[Any]]) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from paramcompress.moments import (
     row_products,
     second_moment,
 )
+from paramcompress.per_sample import GaussNewton
 
 N_PROBES = 4
 """Random directions of the output, for each batch."""
@@ -93,6 +95,7 @@ def calibrate(
                 }
                 for name, gradient in found_at.items():
                     heeded[name] = heeded.get(name, 0.0) + gradient**2
+                    gathered.follow_columns(name, gradient)
                     if name in gathered.sums and name not in gathered.rows:
                         gathered.follow(name, gradient, gathered.row_products)
                 for name, gradient in gathered.about_means(found_at):
@@ -165,6 +168,9 @@ class _Gathered:
         self.row_products: dict[str, NDArray[np.float64]] = {}
         self.mean_free_products: dict[str, NDArray[np.float64]] = {}
         self.scale_products: dict[str, NDArray[np.float64]] = {}
+        self.gauss_newton: dict[str, GaussNewton] = {}
+        self.waiting: set[str] = set()
+        self.by_sample: set[str] = set()
         self.notes: list[str] = []
 
     def see(self, path: str, module: nn.Module, call: Args) -> None:
@@ -175,19 +181,15 @@ class _Gathered:
                     continue
                 shape = tuple(module.get_parameter(weight).shape)
                 self.shapes[name] = shape
-                given = next((one for one in (inputs, rows, scales) if one is not None), None)
-                if given is not None and not bool(torch.isfinite(given).all()):
-                    raise CalibrationError(f"what goes into {path or 'the model'!r} {_NOT_NUMBERS}")
                 if inputs is not None:
-                    self._add(name, inputs)
-                elif given is not None:
-                    summed = (given if scales is None else given.square()).double().sum(0).cpu().numpy()
-                    self.rows[name] = self.rows.get(name, 0.0) + summed
+                    self._add(path, name, inputs)
+                elif (given := rows if scales is None else scales.double().square()) is not None:
+                    self.rows[name] = self.rows.get(name, 0.0) + _total(path, given, 0)
                     self.row_counts[name] = self.row_counts.get(name, 0) + len(given)
                 if scales is not None:
                     self.scale_products[name] = self.scale_products.get(name, 0.0) + _products_in_runs(scales)
 
-    def _add(self, name: str, inputs: Tensor) -> None:
+    def _add(self, path: str, name: str, inputs: Tensor) -> None:
         n_groups, n, n_columns = inputs.shape
         if n == 0:
             return
@@ -199,13 +201,26 @@ class _Gathered:
                 )
             self.sums[name] = np.zeros((n_groups, n_columns) if wide else (n_groups, n_columns, n_columns))
         for part in inputs.tensor_split(min(n, 2), 1):
-            total, count = part.double().sum(1).cpu().numpy(), part.shape[1]
+            total, count = _total(path, part, 1), part.shape[1]
             products = second_moment(part, part, diagonal=wide)
             self.sums[name] += products
             self.totals[name] = self.totals.get(name, 0.0) + total
             self.counts[name] = self.counts.get(name, 0) + count
             if not wide:
                 self.scatter.setdefault(name, Scatter()).add(products / count, total / count)
+
+    def _has_matrix(self, name: str) -> bool:
+        return name in self.sums and self.sums[name].ndim == 3 and name not in self.rows
+
+    def follow_columns(self, name: str, gradient: NDArray[np.float64]) -> None:
+        """Add the gradient of all samples of a batch together, for weights that `came_back` says nothing of: those of
+        modules that keep to themselves what a weight gives, or are called more than once."""
+        if not self._has_matrix(name) or name in self.by_sample or (name in self.shifts and name not in self.repeated):
+            return
+        n_groups, n_columns, _ = self.sums[name].shape
+        if gradient.size % (n_groups * n_columns) == 0:
+            rows = torch.from_numpy(gradient.reshape(n_groups, -1, n_columns))
+            self.gauss_newton.setdefault(name, GaussNewton()).add_sum(rows)
 
     def follow(self, name: str, gradient: NDArray[np.float64], into: dict[str, NDArray[np.float64]]) -> None:
         """Add how alike the rows of a gradient are."""
@@ -217,17 +232,32 @@ class _Gathered:
 
     def new_batch(self) -> None:
         self.called.clear()
+        self.waiting.clear()
         self.last = None  # it holds what is needed to follow the last batch back
 
-    def gave(self, path: str, module: nn.Module, output: Any) -> None:
+    def gave(self, path: str, module: nn.Module, call: Args, output: Any) -> None:
         """A module has been called: its own bias may shift what it gives, or what comes next."""
         name = self._of(path, "weight")
-        if name in self.called:
+        if isinstance(output, Tensor) and output.requires_grad and self._has_matrix(name):
+            x = next(iter((*call[0], *call[1].values())))
+            self.waiting.add(name)
+            output.register_hook(partial(self.came_back, name, module, x))  # type: ignore[no-untyped-call]
+        if name in self.called and name not in self.repeated:
             self.repeated.add(name)
+            self.by_sample.discard(name)
+            self.gauss_newton.pop(name, None)  # of batches in which it was called but once
         self.called.add(name)
         self.last = name, output
         if getattr(module, "bias", None) is not None:
             self.shifts[name] = Shift(self._of(path, "bias"), np.ones(1))
+
+    def came_back(self, name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+        """The gradient at what a module gave for x: the first one of each batch is followed sample by sample."""
+        if name in self.waiting and name not in self.repeated:
+            self.waiting.discard(name)
+            self.by_sample.add(name)
+            means = self.totals[name] / self.counts[name] if name in self.shifts else None
+            self.gauss_newton.setdefault(name, GaussNewton()).add(module, x, gradient, means)
 
     def normalises(self, path: str, module: Any, given: Any) -> None:
         """A normalisation is called: where it is with what the last module gave, it shifts that."""
@@ -291,7 +321,18 @@ class _Gathered:
                 layers[name].means, layers[name].mean_free = self.totals[name] / self.counts[name], mean_free[name]
                 if layers[name].coupling is not None:
                     layers[name].mean_free_coupling = as_coupling(self.mean_free_products[name])
+            is_centred = name in self.by_sample and name in self.shifts
+            if name in self.gauss_newton and is_centred == (layers[name].means is not None) and heeded is not None:
+                layers[name].gauss_newton, layers[name].gauss_newton_noise = self.gauss_newton[name].found()
         return layers, {name: self.shapes[name] for name in layers}
+
+
+def _total(path: str, given: Tensor, axis: int) -> NDArray[np.float64]:
+    """Sum of what goes into a module; CalibrationError for NaN or Inf, which stay in it wherever they are."""
+    total: NDArray[np.float64] = given.sum(axis, dtype=torch.float64).cpu().numpy()
+    if not np.isfinite(total).all():
+        raise CalibrationError(f"what goes into {path or 'the model'!r} {_NOT_NUMBERS}")
+    return total
 
 
 def _products_in_runs(scales: Tensor) -> NDArray[np.float64]:
@@ -309,7 +350,7 @@ def _watched(model: nn.Module, gathered: _Gathered) -> Iterator[None]:
         return lambda module, args, kwargs: gathered.see(path, module, (args, kwargs))
 
     def gave(path: str) -> Callable[..., None]:
-        return lambda module, args, output: gathered.gave(path, module, output)
+        return lambda module, args, kwargs, output: gathered.gave(path, module, (args, kwargs), output)
 
     def normalises(path: str) -> Callable[..., None]:
         return lambda module, args: gathered.normalises(path, module, args[0] if args else None)
@@ -319,7 +360,7 @@ def _watched(model: nn.Module, gathered: _Gathered) -> Iterator[None]:
         if is_known(module):
             handles.append(module.register_forward_pre_hook(see(path), with_kwargs=True))
         if isinstance(module, SHIFTED):
-            handles.append(module.register_forward_hook(gave(path)))
+            handles.append(module.register_forward_hook(gave(path), with_kwargs=True))
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             handles.append(module.register_forward_pre_hook(normalises(path)))
     try:

@@ -67,9 +67,7 @@ def _linear(module: nn.Linear, input: Tensor) -> Iterator[Product]:
 
 def _convolution(module: Any, input: Tensor) -> Iterator[Product]:
     n_axes = len(module.kernel_size)
-    x = input if input.dim() == n_axes + 2 else input[None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    x = padded(module, input if input.dim() == n_axes + 2 else input[None])
     n_windows = min(x[0, 0].numel(), MOST_POSITIONS)
     per_input = x.shape[1] * n_windows * math.prod(module.kernel_size)
     at_a_time = max(1, CHUNK // max(per_input, 1))
@@ -88,6 +86,12 @@ def _convolution(module: Any, input: Tensor) -> Iterator[Product]:
         yield Product(
             "weight", grouped.permute(1, 0, 3, 2, 4).reshape(module.groups, -1, grouped.shape[2] * grouped.shape[4])
         )
+
+
+def padded(module: Any, x: Tensor) -> Tensor:
+    """What a convolution slides over, for its input (n, channels, *positions)."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
 
 
 def _some(positions: Sequence[int]) -> tuple[Tensor, ...] | None:
@@ -231,13 +235,13 @@ def _distinct(*tensors: Tensor) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SHIFTED = (nn.Linear, *_CONVOLUTIONS)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SHIFTED = (nn.Linear, *CONVOLUTIONS)
 """Modules whose bias, or a normalisation behind them, shifts the rows of all that their one weight gives."""
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLE: dict[Any, Callable[..., Iterator[Product]]] = {
     nn.Linear: _linear,
-    _CONVOLUTIONS: _convolution,
+    CONVOLUTIONS: _convolution,
     _TRANSPOSED: _transposed,
     nn.Embedding: _embedding,
     nn.RNNBase: _recurrent,

@@ -40,7 +40,8 @@ _MOST_AXES = 64
 LONGEST_RUN = 64
 """Rows whose coupling is kept: the search for points takes time with their number."""
 _PARTS = (
-    "columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling", "noise", "mean_free_noise"
+    "columns", "rows", "sensitivity", "means", "mean_free", "coupling", "mean_free_coupling", "noise",
+    "mean_free_noise", "gauss_newton", "gauss_newton_noise",
 )  # fmt: skip
 """Of a moment in the file, by the names and in the order of its fields."""
 _AT_A_TIME = 4096
@@ -78,6 +79,12 @@ class Moment:
     was one input, and for diagonals."""
     mean_free_noise: NDArray[np.float64] | None = None
     """The same about the means."""
+    gauss_newton: NDArray[np.float64] | None = None
+    """(n_groups, n_columns, n_columns) E[J^T J] of the gradients J of single samples at the weight, but for a factor
+    (`per_sample`): what errors cost that a sample meets at many places. About the means where there are any; None where
+    it is not known, and for diagonals."""
+    gauss_newton_noise: NDArray[np.float64] | None = None
+    """(n_groups,) its noise, as that of `columns`."""
 
     @property
     def is_diagonal(self) -> bool:
@@ -95,7 +102,15 @@ class Moment:
         )
         if not (variances > LEAST_VARIANCE * energies).all():
             return self
-        return Moment(columns, self.rows, self.mean_free, coupling=self.mean_free_coupling, noise=self.mean_free_noise)
+        return Moment(
+            columns,
+            self.rows,
+            self.mean_free,
+            coupling=self.mean_free_coupling,
+            noise=self.mean_free_noise,
+            gauss_newton=self.gauss_newton,
+            gauss_newton_noise=self.gauss_newton_noise,
+        )
 
     def output_energy(self, weight: NDArray[np.floating]) -> float:
         """Sum over rows of rows_i w_i^T E[x x^T] w_i: mean square of what the layer gives, all rows together."""
@@ -241,13 +256,17 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
     """
     columns, rows = infos[f"{name}.columns"], infos[f"{name}.rows"]
     sensitivity, means, mean_free = (infos.get(f"{name}.{part}") for part in _PARTS[2:5])
-    couplings, noises = (
+    couplings, noises, newtons = (
         [info for part in parts if (info := infos.get(f"{name}.{part}")) is not None]
-        for parts in (_PARTS[5:7], _PARTS[7:])
+        for parts in (_PARTS[5:7], (*_PARTS[7:9], _PARTS[10]), _PARTS[9:10])
     )
     n_groups, *sides = columns.shape or (0,)
     return (
-        {one.dtype for one in (columns, rows, sensitivity, means, mean_free, *couplings, *noises) if one is not None}
+        {
+            one.dtype
+            for one in (columns, rows, sensitivity, means, mean_free, *couplings, *noises, *newtons)
+            if one is not None
+        }
         == {"float32"}
         and len(sides) in (1, 2)
         and set(sides) == {layout.n_columns}
@@ -259,21 +278,29 @@ def _fits(infos: Mapping[str, TensorInfo], name: str, layout: Layout) -> bool:
         and (not couplings or (run := longest_run(layout.n_rows, n_groups)) > 1)
         and all(info.shape == (layout.n_rows // run, run, run) for info in couplings)
         and all(info.shape == (n_groups,) and len(sides) == 2 for info in noises)
+        and all(info.shape == columns.shape and len(sides) == 2 for info in newtons)
     )
 
 
 def _are_means_of_squares(moment: Moment) -> bool:
     """Whether the numbers can be what they are said to be: finite, not negative, matrices as those of E[x x^T] are."""
-    columns = moment.columns
-    diagonal = columns if moment.is_diagonal else np.einsum("gjj->gj", columns)
-    means = [diagonal, moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
-    if moment.noise is not None and not bool(((moment.noise >= 0) & (moment.noise <= 1)).all()):
+    means = [moment.rows] + ([] if moment.sensitivity is None else [moment.sensitivity])
+    noises = [one for one in (moment.noise, moment.gauss_newton_noise) if one is not None]
+    return (
+        all(bool(((one >= 0) & (one <= 1)).all()) for one in noises)
+        and all(_are_couplings(one) for one in (moment.coupling, moment.mean_free_coupling) if one is not None)
+        and all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means)
+        and all(_is_second_moment(one) for one in (moment.columns, moment.gauss_newton) if one is not None)
+    )
+
+
+def _is_second_moment(columns: NDArray[np.float64]) -> bool:
+    """Whether matrices (n_groups, n, n), or their diagonals (n_groups, n), can be those of E[x x^T]."""
+    is_diagonal = columns.ndim == 2
+    diagonal = columns if is_diagonal else np.einsum("gjj->gj", columns)
+    if not bool(((diagonal >= 0) & (diagonal <= _LARGEST)).all()):
         return False
-    if not all(_are_couplings(one) for one in (moment.coupling, moment.mean_free_coupling) if one is not None):
-        return False
-    if not all(bool(((one >= 0) & (one <= _LARGEST)).all()) for one in means):
-        return False
-    if moment.is_diagonal or columns.size == 0:
+    if is_diagonal or columns.size == 0:
         return True
     mean = float(diagonal.mean())
     if mean == 0:
@@ -362,6 +389,13 @@ def second_moment(left: Tensor, right: Tensor, *, diagonal: bool = False) -> NDA
         a, b = a.float(), b.float()
         total = total + ((a * b).sum(1) if diagonal else a.transpose(1, 2) @ b).double()
     found: NDArray[np.float64] = total.cpu().numpy()
+    return found
+
+
+def of_trace_one(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Matrices or diagonals of groups, each over its trace."""
+    trace = columns.sum(1) if columns.ndim == 2 else np.einsum("gjj->g", columns)
+    found: NDArray[np.float64] = columns / np.maximum(trace, 1e-300).reshape(-1, *[1] * (columns.ndim - 1))
     return found
 
 

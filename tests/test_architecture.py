@@ -37,7 +37,7 @@ FLOORS = (
         "predicted",
         "predicted_checkpoint",
     ),
-    ("fit",),
+    ("fit", "per_sample"),
     ("layer", "metric_fit", "calibration"),
     ("plan", "lockstep", "predicted_layer", "compensation"),
     ("calibrated", "adam"),

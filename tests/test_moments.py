@@ -157,10 +157,11 @@ TENSORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@pytest.mark.parametrize("part", ["columns", "gauss_newton"])
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_that_do_not_fit(kind: str, stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_do_not_fit(kind: str, part: str, stats: Stats, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before anything is read: as matrices, a diagonal for every row would take many times the file's size."""
-    stats.tensors[f"{NAME}.columns"] = np.ascontiguousarray(TENSORS[kind](stats.columns))
+    stats.tensors[f"{NAME}.{part}"] = np.ascontiguousarray(TENSORS[kind](stats.tensors[f"{NAME}.{part}"]))
     monkeypatch.setattr(Checkpoint, "load", lambda *_: pytest.fail("was read"))
     with pytest.raises(CalibrationError, match=r"the moments of '1\.weight' do not fit its shape \(4, 2, 3\)"):
         SecondMoments.load(stats.write())
@@ -183,7 +184,7 @@ def test_couplings_that_do_not_fit(shape: tuple[int, ...], stats: Stats) -> None
 
 
 @pytest.mark.parametrize("noise", [[-0.1, 0.1], [0.1, 1.1], [np.nan, 0.1], [0.1], [[0.1, 0.1]]], ids=str)
-@pytest.mark.parametrize("part", ["noise", "mean_free_noise"])
+@pytest.mark.parametrize("part", ["noise", "mean_free_noise", "gauss_newton_noise"])
 def test_noise_that_is_no_share(part: str, noise: list[float], stats: Stats) -> None:
     assert f"{NAME}.{part}" in stats.tensors
     stats.tensors[f"{NAME}.{part}"] = np.array(noise, np.float32)
@@ -191,9 +192,14 @@ def test_noise_that_is_no_share(part: str, noise: list[float], stats: Stats) -> 
         SecondMoments.load(stats.write())
 
 
-def test_noise_of_a_diagonal_is_refused(stats: Stats) -> None:
-    stats.tensors[f"{NAME}.columns"] = np.ones((1, 6), np.float32)
-    stats.tensors[f"{NAME}.noise"] = np.array([0.1], np.float32)
+@pytest.mark.parametrize("part", ["noise", "gauss_newton", "gauss_newton_noise"])
+def test_what_no_diagonal_has_is_refused(part: str, stats: Stats) -> None:
+    columns, found = np.ones((1, 6), np.float32), stats.tensors[f"{NAME}.{part}"]
+    stats.tensors = {f"{NAME}.{word}": stats.tensors[f"{NAME}.{word}"] for word in ("rows", "sensitivity")}
+    stats.tensors[f"{NAME}.columns"] = columns
+    stats.about |= {"shapes": {NAME: stats.about["shapes"][NAME]}}
+    SecondMoments.load(stats.write())
+    stats.tensors[f"{NAME}.{part}"] = columns if part == "gauss_newton" else found[:1]
     with pytest.raises(CalibrationError, match="do not fit"):
         SecondMoments.load(stats.write())
 
@@ -230,6 +236,10 @@ VALUES: dict[str, tuple[str, Callable[[np.ndarray], Any]]] = {
     "a row that is used without end": ("rows", lambda one: one * np.inf),
     "negative heed": ("sensitivity", lambda one: -one),
     "NaN for heed": ("sensitivity", lambda one: one * np.nan),
+    "gradients that are NaN": ("gauss_newton", lambda one: one * np.nan),
+    "negative squares of gradients": ("gauss_newton", lambda one: one - 3 * np.diag(one[0, 0])),
+    "gradients that are alike one way": ("gauss_newton", lambda one: one + np.triu(np.ones((6, 6)), 1)),
+    "gradients that are not definite": ("gauss_newton", indefinite),
     "rows that are coupled NaN": ("coupling", lambda one: one * np.nan),
     "a row that is unlike itself": ("coupling", lambda one: one * 0.9),
     "rows more alike than the same": ("coupling", lambda one: one + 2 * (1 - np.eye(2))),
