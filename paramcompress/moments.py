@@ -33,8 +33,8 @@ LEAST_GRADIENT = 1e-4
 _KEY = "paramcompress_moments"
 """Metadata key of the file: JSON with version, inputs and notes."""
 WIDEST = 4608
-"""Columns up to which a weight gets its whole matrix, of 8 * columns**2 bytes; wider ones get the diagonal. So many
-have kernels of 3 x 3 over 512 channels, which common nets end with."""
+"""Columns up to which a weight gets its whole matrices, two of 8 * columns**2 bytes; wider ones get the diagonal. So
+many have kernels of 3 x 3 over 512 channels, which common nets end with."""
 _LARGEST = float(np.finfo(np.float32).max)
 _MOST_AXES = 64
 LONGEST_RUN = 64

@@ -24,8 +24,9 @@ from torch.nn import grad as gradients
 from paramcompress.inputs import CHUNK, CONVOLUTIONS, padded
 from paramcompress.moments import Scatter, of_trace_one, second_moment
 
-MOST_ROWS = 64
-"""Rows of each group that are looked at; of more, as many random combinations of all."""
+MOST_ROWS = 16
+"""Rows of each group that are looked at; of more, as many random combinations of all. With 64 the metric of a ResNet-20
+would go 0 to 4 % further, for four times the products (docs/calibration.md)."""
 _AT_WEIGHT: dict[int, Any] = {1: gradients.conv1d_weight, 2: gradients.conv2d_weight, 3: gradients.conv3d_weight}
 """By the axes of a convolution: gradient at its weight."""
 
@@ -47,7 +48,7 @@ class GaussNewton:
             means: (n_groups, n_columns) of what the weight is multiplied with, where something behind the layer takes
                 back what happens to the mean of its output: J is then that less these times the gradient at a shift.
         """
-        if x.numel() == 0:
+        if x.numel() == 0 or not _is_plain(module, x, g):
             return
         x, g = _samples_first(module, x.detach().float(), g.detach().float())
         n_groups, n_columns = getattr(module, "groups", 1), math.prod(module.weight.shape[1:])
@@ -87,6 +88,17 @@ class GaussNewton:
         return (None, None) if noise is None else (of_trace_one(mean), noise)
 
 
+def _is_plain(module: Any, x: Tensor, g: Tensor) -> bool:
+    """Whether g can be what comes back to such a module, and not to one that does more than its kind, as padding by
+    what it is given."""
+    if isinstance(module, CONVOLUTIONS):
+        shape = padded(module, x).shape[-len(module.kernel_size) :]
+        axes = zip(shape, module.kernel_size, module.dilation, module.stride, strict=True)
+        places = tuple((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, dilation, stride in axes)
+        return tuple(g.shape) == (*x.shape[: -len(places) - 1], module.out_channels, *places)
+    return tuple(g.shape) == (*x.shape[:-1], module.out_features)
+
+
 def _samples_first(module: Any, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """x and g with an axis of samples, places behind the channels of g and, for a linear layer, before those of x."""
     if isinstance(module, CONVOLUTIONS):
@@ -107,7 +119,8 @@ def _about(module: Any, x: Tensor, g: Tensor, means: NDArray[np.float64] | None)
 def _moment(found: Tensor) -> NDArray[np.float64]:
     """(n_groups, n_columns, n_columns) sum of J^T J."""
     scale = float(found.abs().max()) or 1.0  # squares of gradients of 1e-25 are none in float32
-    return second_moment(found / scale, found / scale) * scale**2
+    scaled = found / scale
+    return second_moment(scaled, scaled) * scale**2
 
 
 def at_weight(module: Any, x: Tensor, g: Tensor) -> Tensor:
