@@ -321,8 +321,7 @@ class _Gathered:
                 layers[name].means, layers[name].mean_free = self.totals[name] / self.counts[name], mean_free[name]
                 if layers[name].coupling is not None:
                     layers[name].mean_free_coupling = as_coupling(self.mean_free_products[name])
-            is_centred = name in self.by_sample and name in self.shifts
-            if name in self.gauss_newton and is_centred == (layers[name].means is not None) and heeded is not None:
+            if name in self.gauss_newton:
                 layers[name].gauss_newton, layers[name].gauss_newton_noise = self.gauss_newton[name].found()
         return layers, {name: self.shapes[name] for name in layers}
 
