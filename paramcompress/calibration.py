@@ -232,7 +232,6 @@ class _Gathered:
 
     def new_batch(self) -> None:
         self.called.clear()
-        self.waiting.clear()
         self.last = None  # it holds what is needed to follow the last batch back
 
     def gave(self, path: str, module: nn.Module, call: Args, output: Any) -> None:

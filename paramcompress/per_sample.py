@@ -92,7 +92,7 @@ def _is_plain(module: Any, x: Tensor, g: Tensor) -> bool:
     """Whether g can be what comes back to such a module, and not to one that does more than its kind, as padding by
     what it is given."""
     if isinstance(module, CONVOLUTIONS):
-        shape = padded(module, x).shape[-len(module.kernel_size) :]
+        shape = padded(module, x[:1]).shape[-len(module.kernel_size) :]
         axes = zip(shape, module.kernel_size, module.dilation, module.stride, strict=True)
         places = tuple((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, dilation, stride in axes)
         return tuple(g.shape) == (*x.shape[: -len(places) - 1], module.out_channels, *places)

@@ -246,14 +246,14 @@ def test_of_hidden_gradients_those_of_a_batch_are_followed() -> None:
 
 def test_a_layer_that_is_called_again_later_is_begun_anew() -> None:
     class Sometimes(Recurrent):
-        """A single sample goes through the layer but once, and would outweigh all others."""
+        """Two samples go through the layer but once, and would outweigh all others."""
 
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if len(x) > 1 else 1000 * self.again(self.rnn(x)[0][:, -1])
+            return super().forward(x) if len(x) > 2 else 1000 * self.again(self.rnn(x)[0][:, -1])
 
     model, plain, x = Sometimes(), Recurrent(), inputs(6, 5, 3)
     model.load_state_dict(plain.state_dict())
-    moment = calibrate(model, [x[:1], x], n_probes=1000).layers["again.weight"]
+    moment = calibrate(model, [x[:2], x], n_probes=1000).layers["again.weight"]
     expected = of_jacobian(plain, "again.weight", x)
     assert moment.gauss_newton is not None
     assert np.linalg.norm(moment.gauss_newton - expected) < 0.1 * np.linalg.norm(expected)
@@ -265,11 +265,12 @@ def test_one_direction_of_each_batch_is_followed_by_sample(monkeypatch: pytest.M
     monkeypatch.setattr(GaussNewton, "add", lambda *_: given.append("by sample"))
     monkeypatch.setattr(GaussNewton, "add_sum", lambda *_: given.append("together"))
     monkeypatch.setattr(GaussNewton, "found", lambda _: (None, None))
-    calibrate(Pooled().eval(), [inputs(2, 3, 6, 6)] * 2, n_probes=3)
-    assert given == ["by sample"] * 2 * 3  # layers
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 2))
+    calibrate(net, [inputs(5, 4)] * 2, n_probes=3)
+    assert given == ["by sample"] * 2 * 3  # batches, layers
     given.clear()
     calibrate(Recurrent(), [inputs(2, 5, 3)] * 2, n_probes=3)
-    assert given == ["together"] * 2 * 3 * 3
+    assert given == ["together"] * 2 * 3 * 3  # directions, too
 
 
 def test_wide_layers_and_embeddings_have_none() -> None:
