@@ -1,9 +1,10 @@
 """Second moments and sensitivities of a model from a few batches of what it is called with. Trains nothing.
 
-Two things are measured in one pass. Hooks see what every weight is multiplied with and sum up its second moments. And
-the output is followed back: the gradient of <v, output>, v white noise, has for its mean square at each weight the
+Three things are measured in one pass. Hooks see what every weight is multiplied with and sum up its second moments. The
+output is followed back: the gradient of <v, output>, v white noise, has for its mean square at each weight the
 squared change of the output for a unit change of that weight, summed over all inputs. So it is known how much the
-output heeds each row, with no loss and no label (a stochastic estimate of the diagonal of J^T J; Hutchinson 1989).
+output heeds each row, with no loss and no label (a stochastic estimate of the diagonal of J^T J; Hutchinson 1989). And
+what comes back to a layer is taken apart into its samples, for the columns: `per_sample`.
 
 Where a bias or a normalisation behind a layer can take back what an error does to the mean of its output, what is left
 is measured beside it: the gradient at a weight about the mean input is that at the weight, less mean times that at a

@@ -3,11 +3,12 @@
 A layer that is used at many places of an input (a convolution, a linear layer along a sequence) has errors at all of
 them, which may average out behind it, or add up; what it is multiplied with, place by place, knows nothing of that. The
 gradient J at the weight of what one input gives is summed over these places: an error E changes that by tr(J E^T), so
-that E[J^T J] is the block of the Gauss-Newton matrix of one row, in the sum over rows (KFAC-reduce of Eschenhagen et
-al. 2023 takes means over places where this takes the sums that there are).
+that E[J^T J] is the block of the Gauss-Newton matrix of one row, in the sum over rows. (KFAC-reduce, Eschenhagen et al.
+2023, heeds the same with mean inputs and summed gradients for J, so that rows and columns come apart.)
 
 Shapes: x (n, ...) what a module is called with, g (n, ...) the gradient at what it gives, n samples along the first
-axis; J (n_groups, n * rows, n_columns), the columns as `codec.Layout` reads the weight.
+axis (where that is time, a sample is a moment); J (n_groups, n * rows, n_columns), the columns as `codec.Layout` reads
+the weight.
 """
 
 from __future__ import annotations
