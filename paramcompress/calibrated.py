@@ -95,6 +95,8 @@ class Calibrated:
     notes: list[str] = field(default_factory=list)
     means_return: bool = False
     """A rehearsal will take back what errors do to means, so that they are counted without."""
+    for_size: bool = True
+    """What the model gives counts; under limits it is what each layer gives, place by place."""
 
     def __post_init__(self) -> None:
         self.n_weights = sum(one.numel() for name, one in self.weights.items() if name in self.moments)
@@ -157,7 +159,8 @@ class Calibrated:
         return MetricFit(weight, layout, self.metric(self.moments.layers[name], weight), self.effort, seed=self.seed)
 
     def metric(self, moment: Moment, weight: NDArray[np.float32]) -> Metric:
-        return _metric(moment.about_means() if self.means_return else moment, weight)
+        moment = moment.about_means() if self.means_return else moment
+        return _metric(moment if self.for_size else replace(moment, gauss_newton=None), weight)
 
     def price(self, level: float) -> float:
         """Units of cost a bit; about n_weights * price * MSE_OF_STEP / BIT_WEIGHT is the cost of all errors."""

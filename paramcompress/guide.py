@@ -176,8 +176,10 @@ def make(
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         notes.append(f"data do not reach {', '.join(unreached[:3])}{more}: coded without")
-    means_return = model is not None and _for_size(options)
-    return Guide(Calibrated(moments, weights, effort, seed, device, notes, means_return), model, kept, options)
+    for_size = _for_size(options)
+    means_return = model is not None and for_size
+    calibrated = Calibrated(moments, weights, effort, seed, device, notes, means_return, for_size)
+    return Guide(calibrated, model, kept, options)
 
 
 def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: int) -> SecondMoments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from test_calibration import LINEAR, inputs, normalised
 from torch import Tensor, nn
 
+import paramcompress
 from paramcompress import per_sample
 from paramcompress.calibrated import GAUSS_NEWTON, _metric
 from paramcompress.calibration import calibrate
 from paramcompress.codec import Layout
-from paramcompress.moments import Moment
+from paramcompress.moments import Moment, SecondMoments
 from paramcompress.per_sample import GaussNewton
 
 
@@ -323,3 +325,24 @@ def test_about_means_that_are_taken_back_it_counts() -> None:
     moment = moment_of(newton, 0.0, means=np.zeros((1, 2)), mean_free=np.ones(4))
     metric = _metric(moment.about_means(), np.ones((4, 2), np.float32))
     assert metric.columns[0, 1, 1] > 0.25
+
+
+def test_under_limits_it_does_not_count(tmp_path: Path) -> None:
+    """A limit holds for what each layer gives, place by place: what averages out behind it is no reason to spend
+    bytes elsewhere."""
+    model = nn.Sequential(nn.Linear(32, 48, bias=False), nn.Tanh(), nn.Linear(48, 32, bias=False)).eval()
+    moments = calibrate(model, [inputs(16, 20, 32) * torch.logspace(0, -1, 32) for _ in range(4)])
+    rng = np.random.default_rng(0)
+    for moment in moments.layers.values():  # far from what the layers are multiplied with, and sure of it
+        roots = rng.standard_normal(moment.columns.shape) * np.logspace(0, -2, moment.columns.shape[1])
+        moment.gauss_newton, moment.gauss_newton_noise = roots.transpose(0, 2, 1) @ roots, np.zeros(1)
+    without = copy.deepcopy(moments)
+    for moment in without.layers.values():
+        moment.gauss_newton = None
+
+    def content(stats: SecondMoments, **target: Any) -> bytes:
+        paramcompress.squeeze(model.state_dict(), tmp_path / "out", stats=stats, force=True, **target)
+        return (tmp_path / "out").read_bytes()
+
+    assert content(moments, bits_per_weight=3) != content(without, bits_per_weight=3)
+    assert content(moments, max_output_error=0.1) == content(without, max_output_error=0.1)
