@@ -27,7 +27,7 @@ from paramcompress.moments import Scatter, of_trace_one, second_moment
 
 MOST_ROWS = 16
 """Rows of each group that are looked at; of more, as many random combinations of all. With 64 the metric of a ResNet-20
-would go 0 to 4 % further, for four times the products (docs/calibration.md)."""
+would go 0 to 5 % further, for four times the products (docs/calibration.md)."""
 _AT_WEIGHT: dict[int, Any] = {1: gradients.conv1d_weight, 2: gradients.conv2d_weight, 3: gradients.conv3d_weight}
 """By the axes of a convolution: gradient at its weight."""
 
