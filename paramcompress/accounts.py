@@ -12,6 +12,7 @@ from paramcompress.codec import FACTORED
 from paramcompress.container import Entry
 from paramcompress.layer import FLOATS
 from paramcompress.records import LayerReport, Progress
+from paramcompress.vectors import VECTOR
 
 
 def info_of(entry: Entry, dtype: str | None) -> TensorInfo:
@@ -55,7 +56,7 @@ def layer_report(
 
 def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: bool = False) -> tuple[str, ...]:
     """Notes of the checkpoint, and what a report shall say of vectors; `moved` where they were, to make good."""
-    coarse = [one for one in layers if one.codec == FACTORED and not plan.is_matrix(one.shape)]
+    coarse = [one for one in layers if one.codec in (FACTORED, VECTOR) and not plan.is_matrix(one.shape)]
     notes = list(about.get("notes", []))
     if coarse:
         worst = max(one.rel_error for one in coarse)

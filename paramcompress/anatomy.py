@@ -17,6 +17,7 @@ from paramcompress.errors import FormatError
 from paramcompress.layer import FLOATS
 from paramcompress.pipeline import SqueezedFile, open_file
 from paramcompress.records import Anatomy, Spectrum
+from paramcompress.vectors import VECTOR
 
 SPECTRA = 6
 """Matrices whose spectrum is computed."""
@@ -25,7 +26,8 @@ VALUES = 32
 LARGEST = 1 << 25
 """Weights of a matrix up to which that is done: seconds on one core, not minutes."""
 _WORDS = {"dictionary": "dictionary", "coefficients": "coefficients", "stored": "stored weights"}
-_EXACT, _REST = "exact tensors", "index, names, checksums"
+_TOGETHER = {VECTOR: "vectors", EXACT: "exact tensors"}
+_REST = "index, names, checksums"
 
 
 def examine(path: str | os.PathLike[str]) -> Anatomy:
@@ -41,13 +43,13 @@ def examine(path: str | os.PathLike[str]) -> Anatomy:
 
 def _sections(path: Path) -> dict[str, int]:
     """Bytes by what they hold, largest first; what belongs to no tensor is the rest of the file."""
-    found = dict.fromkeys([*_WORDS.values(), _EXACT], 0)
+    found = dict.fromkeys([*_WORDS.values(), *_TOGETHER.values()], 0)
     with Reader(path) as reader:
         for entry in reader.index.entries:
             if entry.same_as is not None:
                 continue
-            if entry.codec == EXACT:
-                found[_EXACT] += reader.part_bytes(entry)
+            if entry.codec in _TOGETHER:
+                found[_TOGETHER[entry.codec]] += reader.part_bytes(entry)
                 continue
             try:
                 sections = predicted.section_bytes_of(entry.codec, reader.stream(entry), entry.shape)

@@ -26,7 +26,7 @@ from paramcompress import layer, metrics
 from paramcompress.calibration import canonical_names, every_module_called, tensors_of
 from paramcompress.calls import Args
 from paramcompress.checkpoint import TensorInfo
-from paramcompress.codec import FACTORED, Factors, Layout, to_tensor
+from paramcompress.codec import EXACT, Factors, Layout, to_tensor
 from paramcompress.compensation import PairSums
 from paramcompress.errors import CalibrationError
 from paramcompress.fit import Effort
@@ -63,6 +63,9 @@ chose may be chosen some day."""
 GAUSS_NEWTON = 0.5
 """Share of the metric of columns that is of gradients of single samples, as far as these stand out of their noise. More
 is believed of small errors only: larger ones turn units on and off, and average out less (docs/calibration.md)."""
+LAST, MET, MOST_AGAIN = 0.2, 0.01, 3
+"""Tensors with this share of all bytes that are still to come are tried again, so many times at most, until they have
+theirs to within that much."""
 _LARGEST_CHANGE = 20.0
 """Factor by which a variance may be corrected."""
 
@@ -135,8 +138,9 @@ class Calibrated:
             factors = self._factors(info.name, aim)
             return None if factors is None else layer.piece_of(info, tensor, factors)
         if info.name in self.weights and info.name in self.moments.vectors and aim.level > 0:
-            limit = self.vector_limit(info.name, tensor, aim)
-            return self.encode_vector(info, tensor, limit, is_variance=layer.is_variance(info.name))
+            coarse = None if self.final else self._coarse_limit(info.name)
+            limit = coarse or self.vector_limit(info.name, tensor, aim)
+            return self.encode_vector(info, tensor, limit, is_variance=coarse is None and layer.is_variance(info.name))
         return None
 
     def output_error(self, name: str, original: Tensor, decoded: Tensor) -> float | None:
@@ -211,12 +215,27 @@ class Calibrated:
         setting = Setting(limit, is_variance=is_variance)
         piece = layer.encode(info, value, setting, self.effort, self.seed, self.device)
         original = self.weights[info.name]
-        if value is original or piece.entry.codec != FACTORED:
+        if value is original or piece.entry.codec == EXACT:
             return piece
         error = metrics.deviation(original, layer.decode(piece.entry, piece.stream)).rel_error
         return Piece(layer.restated(piece.entry, error), piece.stream)
 
+    def _coarse_limit(self, name: str) -> float | None:
+        """About the error that a rehearsal will leave in a mean or variance, so that sizes are foretold before it."""
+        path, _, word = name.rpartition(".")
+        names = [f"{path}.{one}" for one in ("running_mean", "running_var", "weight", "bias")]
+        if not self.means_return or word not in ("running_mean", "running_var") or not {*names} <= self.weights.keys():
+            return None
+        return VARIANCE_ERRORS[0] if word == "running_var" else _mean_limit(*(self.weights[one] for one in names[:2]))
+
     # --------------------------------------------------------------------------------------- the whole model
+
+    def settled_by_rehearsal(self, name: str) -> bool:
+        """Whether a rehearsal will encode that tensor: weights, biases beside them, vectors of normalisations."""
+        path, _, word = name.rpartition(".")
+        is_beside = any(bias_beside(weight) == name for weight in self.fits)
+        of_normalisation = word in ("running_mean", "running_var", "weight", "bias")
+        return name in self.fits or is_beside or (of_normalisation and f"{path}.running_var" in self.weights)
 
     def rehearse(self, model: nn.Module, batches: Sequence[Any], aim: Aim, budget: Budget | None = None) -> None:
         """Fit every weight to what the squeezed layers before it give; correct biases and normalisation.
@@ -249,6 +268,15 @@ class Budget:
         """Level at which what is still to come takes what is left."""
         ratio = self.waiting / max(self.left, 1e-3 * self.waiting, 1.0)
         return first * min(max(ratio, 0.8), 1.25) ** (1 / SIZE_POWER) if self.waiting else first
+
+    def better_level(self, name: str, n_bytes: int, level: float) -> float | None:
+        """Level to try a tensor at again that takes so many bytes at this one: one of the last, since nothing comes
+        after these that could make good for what they take too many or too few; None where that is not so."""
+        expected = self.expected.get(name, 0)
+        share = expected * max(self.left / max(self.waiting, 1.0), 1e-3)
+        if not expected or expected < LAST * self.waiting or abs(n_bytes / share - 1) < MET:
+            return None
+        return float(level * min(max(n_bytes / share, 0.5), 2.0) ** (1 / SIZE_POWER))
 
     def spend(self, name: str, n_bytes: int) -> None:
         self.waiting -= self.expected.get(name, 0)
@@ -315,18 +343,30 @@ class _Rehearsal:
             fit = MetricFit(
                 before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
             )
-            piece = layer.piece_of(info, tensor, fit.at(job.price(self.aim.level)))
+            piece = self._within_budget(info, tensor, fit)
         else:
             piece = job.encode(info, tensor, self.aim)
         found = self._settle(info, piece, squeezed.get_parameter(weight))
-        bias = getattr(squeezed, "bias", None)
-        if found is None or sums is None or weight != "weight" or not isinstance(bias, Tensor):
+        bias_word = bias_beside(weight)
+        bias = dict(squeezed.named_parameters()).get(bias_word)
+        if found is None or sums is None or bias is None:
             return
-        bias_name = self._name(path, "bias")
+        bias_name = self._name(path, bias_word)
         if bias_name in job.weights and bias_name not in job.final:
             lost = sums.mean_change(before.weight, found.float().reshape(before.weight.shape).numpy())
             moved = job.weights[bias_name].double() + torch.from_numpy(lost)
             self._vector(bias_name, moved, bias)
+
+    def _within_budget(self, info: TensorInfo, tensor: Tensor, fit: MetricFit) -> Piece | None:
+        """A weight at the level of the aim; one of the last at the level at which it takes what is left for it."""
+        level = self.aim.level
+        for n_tried in range(1 + MOST_AGAIN):
+            piece = layer.piece_of(info, tensor, fit.at(self.job.price(level)))
+            better = self.budget and piece and self.budget.better_level(info.name, piece.n_bytes, level)
+            if not better or n_tried == MOST_AGAIN:
+                break
+            level = better
+        return piece
 
     def _vector(self, name: str, value: Tensor, place: Tensor, limit: float | None = None) -> Tensor:
         """Code a vector that was moved; returns what will come back from the file."""
@@ -334,7 +374,7 @@ class _Rehearsal:
         value = value.to(job.weights[name].dtype)
         info = _info(name, value)
         piece = job.encode_vector(info, value, limit or job.vector_limit(name, value, self.aim))
-        found = self._settle(info, piece if piece.entry.codec == FACTORED else None, place)
+        found = self._settle(info, piece if piece.entry.codec != EXACT else None, place)
         return job.weights[name] if found is None else found
 
     def _settle(self, info: TensorInfo, piece: Piece | None, place: Tensor) -> Tensor | None:
@@ -343,7 +383,7 @@ class _Rehearsal:
             return None
         self.job.final[info.name] = piece
         if self.budget is not None:
-            self.budget.spend(info.name, len(piece.stream))
+            self.budget.spend(info.name, piece.n_bytes)
         found = layer.decode(piece.entry, piece.stream)
         place.data = found.to(place)
         return found
@@ -366,10 +406,8 @@ class _Rehearsal:
         )
         scale = original.weight.detach().double() if coarse else None
         found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, scale)
-        limit = float(MEAN_SLACK * deviation.norm() / mean.norm().clamp(min=1e-30)) if coarse else None
-        found_mean = self._vector(
-            names["running_mean"], mean, squeezed.running_mean, limit and min(limit, 1.0)
-        ).double()
+        limit = _mean_limit(mean, variance + original.eps) if coarse else None
+        found_mean = self._vector(names["running_mean"], mean, squeezed.running_mean, limit).double()
         if coarse:
             slope = original.weight.detach().double() / deviation
             scale = slope * (found_variance + original.eps).sqrt()
@@ -397,7 +435,7 @@ class _Rehearsal:
         else:
             value = variance.to(dtype)
             piece = self.job.encode_vector(_info(name, value), value, VARIANCE_ERRORS[1], is_variance=True)
-        found = self._settle(_info(name, value), piece if piece.entry.codec == FACTORED else None, place)
+        found = self._settle(_info(name, value), piece if piece.entry.codec != EXACT else None, place)
         return self.job.weights[name].double() if found is None else found.double()
 
 
@@ -463,6 +501,22 @@ def _highest_price(fit: MetricFit, excess: Any, price: float) -> Factors | None:
         if low and over / low < 1.01:
             break
     return None if best is None else best[1]
+
+
+def bias_beside(weight: str) -> str:
+    """Name of the bias that is added to what a weight of that name gives; nothing where names do not tell.
+
+    >>> bias_beside("fc.weight"), bias_beside("weight"), bias_beside("attn.in_proj_weight")
+    ('fc.bias', 'bias', '')
+    """
+    path, _, word = weight.rpartition(".")
+    return f"{path}.bias".removeprefix(".") if word == "weight" else ""
+
+
+def _mean_limit(mean: Tensor, variance: Tensor) -> float:
+    """Relative error of a coarse running mean."""
+    deviation = variance.double().sqrt().norm()
+    return min(float(MEAN_SLACK * deviation / mean.double().norm().clamp(min=1e-30)), 1.0)
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

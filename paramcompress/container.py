@@ -7,7 +7,7 @@ docs/format.md.
 
 Streams of OWN_PART_BYTES and more are parts of their own, named after their tensor with SUFFIX. Smaller ones share
 the part POOL, since a safetensors header entry costs 58 bytes and the name. Small exact tensors go, raw, into one
-part for each item size, compressed together.
+part for each item size, compressed together; records of vectors into one part, coded together.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import IO, Any, Self
 
 import zstandard
 
+from paramcompress import vectors
 from paramcompress.checkpoint import runs
 from paramcompress.codec import decode_exact, encode_exact
 from paramcompress.errors import (
@@ -42,6 +43,7 @@ from paramcompress.errors import (
 )
 from paramcompress.scratch import Scratch, sweep
 from paramcompress.units import parse_size
+from paramcompress.vectors import MOST_NUMBERS, VECTOR, record_bytes
 
 FORMAT = 1
 METADATA_KEY = "paramcompress"
@@ -50,6 +52,7 @@ RESERVED = "paramcompress."
 SUFFIX = ".squeezed"
 """No tensor may have a name that ends so."""
 INDEX, POOL, EXACT_POOL = RESERVED + "index", RESERVED + "pool", RESERVED + "exact"
+VECTOR_POOL = RESERVED + "vectors"
 OWN_PART_BYTES = 16384
 SMALL_EXACT_BYTES = 65536
 """Exact tensors below this share a part."""
@@ -66,8 +69,9 @@ MAY_ALWAYS_CLAIM_BYTES, MOST_TIMES_THE_FILE = 1 << 28, 4096
 factors may stand for any number of zeros, so no check of a stream can replace this limit."""
 LIMIT_VARIABLE = "PARAMCOMPRESS_MAX_BYTES"
 """Environment variable that sets another limit on the expanded bytes."""
-OWN, POOLED, EXACT_POOLED, SAME = range(4)
-"""Homes of a tensor's stream: a part of its own, the pool, an exact pool, or that of another tensor."""
+OWN, POOLED, EXACT_POOLED, SAME, VECTORS = range(5)
+"""Homes of a tensor's stream: a part of its own, the pool, an exact pool, that of another tensor, or the part of
+vectors."""
 _KINDS = ("torch", "safetensors", "sharded", "dict")
 _CRC_BYTES = 4
 _INDEX_LEVEL = 15
@@ -87,10 +91,10 @@ class Entry:
     rel_error: float
     """Not less than the true one: rounded up to three digits."""
     crc: int
-    """CRC-32 of the expanded bytes, little-endian."""
+    """CRC-32 of the expanded bytes, little-endian; 0 where the home is VECTORS, which has one for all."""
     home: int
     n_bytes: int
-    """Of the stream; of the tensor itself where the home is an exact pool."""
+    """Of the stream; of the tensor itself where the home is an exact pool, of its record where that is VECTORS."""
     same_as: str | None = None
     """Tensor with the same bytes, stored once."""
     tied: bool = False
@@ -126,6 +130,7 @@ class Writer:
         self._parts: list[tuple[str, int]] = []
         self._pool = bytearray()
         self._exact: dict[int, bytearray] = {}
+        self._vectors: list[bytes] = []
         self._payload: IO[bytes]
         self._scratch = Scratch(path)
         self._held = contextlib.ExitStack()
@@ -145,7 +150,8 @@ class Writer:
         self._held.close()
 
     def add(self, entry: Entry, stream: bytes | memoryview, item_bytes: int) -> None:
-        """Take a tensor's stream to where entry.home says; for EXACT_POOLED, stream is the tensor's raw bytes."""
+        """Take a tensor's stream to where entry.home says: for EXACT_POOLED the tensor's raw bytes, for VECTORS its
+        record."""
         self._entries.append(entry)
         if entry.home == OWN:
             self._write_part(entry.name + SUFFIX, stream)
@@ -153,11 +159,15 @@ class Writer:
             self._pool += stream
         elif entry.home == EXACT_POOLED:
             self._exact.setdefault(item_bytes, bytearray()).extend(stream)
+        elif entry.home == VECTORS:
+            self._vectors.append(bytes(stream))
 
     def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
         """Write pools, index and header, to the file `scratch` unless the file is not to be kept; returns its bytes."""
         for item_bytes, raw in sorted(self._exact.items()):
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
+        if self._vectors:
+            self._write_part(VECTOR_POOL, vectors.pack(self._vectors))
         if self._pool:
             self._write_part(POOL, self._pool)
         packed = _pack_index(Index(tuple(self._entries), kind, tree, about))
@@ -178,13 +188,12 @@ class Writer:
         return len(header) + n_payload
 
     def part_bytes(self, entry: Entry) -> int:
-        """Bytes of the finished file that a tensor's stream takes; its share of an exact pool."""
-        if entry.home != EXACT_POOLED:
+        """Bytes of the finished file that a tensor's stream takes; its share of what is packed together."""
+        part = _packed_part(entry)
+        if part is None:
             return entry.n_bytes
-        item_bytes = item_bytes_of(entry.dtype)
-        return round(
-            dict(self._parts)[f"{EXACT_POOL}{item_bytes}"] * entry.n_bytes / max(len(self._exact[item_bytes]), 1)
-        )
+        whole = sum(map(len, self._vectors)) if part == VECTOR_POOL else len(self._exact[item_bytes_of(entry.dtype)])
+        return round(dict(self._parts)[part] * entry.n_bytes / max(whole, 1))
 
     @property
     def scratch(self) -> Path:
@@ -201,6 +210,13 @@ class Writer:
             self._payload.write(stream)
             self._payload.write(zlib.crc32(stream).to_bytes(_CRC_BYTES, "little"))
         self._parts.append((name, len(stream) + _CRC_BYTES))
+
+
+def _packed_part(entry: Entry) -> str | None:
+    """The part in which a tensor is packed together with others; None where it has a stream of its own, or none."""
+    if entry.home == VECTORS:
+        return VECTOR_POOL
+    return f"{EXACT_POOL}{item_bytes_of(entry.dtype)}" if entry.home == EXACT_POOLED else None
 
 
 @contextlib.contextmanager
@@ -263,7 +279,7 @@ def _pack_index(index: Index) -> bytes:
         values = [getattr(entry, field.name) for entry in index.entries]
         if field.name not in _DEFAULTS or any(value != _DEFAULTS[field.name] for value in values):
             columns[field.name] = values
-    columns["crc"] = "".join(f"{entry.crc:08x}" for entry in index.entries)
+    columns["crc"] = "".join(f"{entry.crc:08x}" for entry in index.entries if entry.home != VECTORS)
     tree = runs.fold(index.tree, [entry.name for entry in index.entries])
     about = {key: value for key, value in index.about.items() if value not in ([], {}, "")}
     whole = {"entries": columns, "n": len(index.entries), "kind": index.kind, "tree": tree, "about": about}
@@ -286,9 +302,9 @@ def _unpack_index(packed: bytes) -> Index:
     whole = json.loads(written, parse_constant=_finite, parse_float=_finite)
     n = whole["n"]
     columns = whole["entries"]
-    columns["crc"] = _crcs(columns["crc"])
     if type(n) is not int or n != len(columns["name"] if n else []):
         raise ValueError(f"{n} tensors")
+    columns["crc"] = _crcs(columns["crc"], columns.get("home", [POOLED] * n))
     names = [field.name for field in fields(Entry)]
     table = [columns[name] if name in columns else [_DEFAULTS.get(name)] * n for name in names]
     for name, values in zip(names, table, strict=True):
@@ -305,11 +321,14 @@ def _unpack_index(packed: bytes) -> Index:
     return Index(tuple(entries), whole["kind"], tree, _checked_about(whole["about"]))
 
 
-def _crcs(digits: Any) -> list[int]:
-    """Checksums from eight hexadecimal digits each: half a byte a digit, for which zstd needs little more."""
-    if not isinstance(digits, str) or len(digits) % 8 or not set(digits) <= set("0123456789abcdef"):
-        raise ValueError("checksums that are none")
-    return [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
+def _crcs(digits: Any, homes: list[Any]) -> list[int]:
+    """Checksums from eight hexadecimal digits each: half a byte a digit, for which zstd needs little more. Vectors have
+    none of their own."""
+    n_bytes = 4 * sum(home != VECTORS for home in homes)
+    if not isinstance(digits, str) or len(digits) != 2 * n_bytes or not set(digits) <= set("0123456789abcdef"):
+        raise ValueError("checksums that are none, or not one for each tensor")
+    told = iter(range(0, len(digits), 8))
+    return [0 if home == VECTORS else int(digits[(at := next(told)) : at + 8], 16) for home in homes]
 
 
 def _finite(text: str) -> float:
@@ -344,10 +363,15 @@ def _check(columns: dict[str, list[Any]]) -> None:
     entry by entry."""
     shapes, homes = columns["shape"], columns["home"]
     makes_sense = {
-        **{name: _are(columns[name], str) for name in ("name", "dtype", "codec", "dictionary")},
+        **{name: _are(columns[name], str) for name in ("name", "dtype", "dictionary")},
+        "codec": _are(columns["codec"], str)
+        and all(
+            (codec == VECTOR) >= (home == VECTORS) and (codec != VECTOR or home in (VECTORS, SAME))
+            for codec, home in zip(columns["codec"], homes, strict=True)
+        ),
         **{name: _are_counts(columns[name], int) for name in ("rank", "n_bytes")},
         **{name: _are_counts(columns[name], int, float, below=1e300) for name in ("density", "rel_error")},
-        "home": _are_counts(homes, int, below=SAME + 1),
+        "home": _are_counts(homes, int, below=VECTORS + 1),
         "tied": _are(columns["tied"], bool),
         "shape": _are(shapes, list)
         and _are_counts(list(chain(*shapes)), int)
@@ -437,8 +461,11 @@ class Reader:
                 hint=f"if you trust the file, set {LIMIT_VARIABLE}, such as {LIMIT_VARIABLE}=64GB",
             )
         self.entries = {entry.name: entry for entry in self.index.entries}
+        self._packed_bytes: dict[str, int] = {}
+        """Of what is packed together in a part, unpacked."""
         self._places = self._find_places()
-        self._exact: dict[int, bytes] = {}
+        self._shared: dict[str, bytes] = {}
+        """Parts that were read, unpacked, of which tensors have a stretch each."""
         self._lock = threading.Lock()
 
     def _expanded_bytes(self, entry: Entry) -> int:
@@ -450,9 +477,9 @@ class Reader:
             raise FormatError(self.path, str(error), tensor=entry.name, hint="a newer torch may have it") from error
         return math.prod(max(size, 1) for size in entry.shape) * item_bytes
 
-    def _find_places(self) -> dict[str, tuple[int, int]]:
-        """Part of each pooled tensor's item size, and offset in it. Checks that index and parts tell the same story."""
-        ends: dict[int, int] = {}
+    def _find_places(self) -> dict[str, tuple[str, int]]:
+        """Part that a tensor shares with others, and offset in it. Checks that index and parts tell the same story."""
+        ends: dict[str, int] = {}
         places = {}
         expected = {INDEX}
         for entry in self.index.entries:
@@ -466,48 +493,60 @@ class Reader:
                 if self._parts.get(entry.name + SUFFIX, (0, 0))[1] != entry.n_bytes + _CRC_BYTES:
                     raise ValueError(f"{entry.name!r} has no part of its size")
                 continue
-            key = 0 if entry.home == POOLED else item_bytes_of(entry.dtype)
-            expected.add(POOL if key == 0 else f"{EXACT_POOL}{key}")
-            places[entry.name] = (key, ends.get(key, 0))
-            ends[key] = ends.get(key, 0) + entry.n_bytes
-        if 0 in ends and self._parts.get(POOL, (0, 0))[1] != ends[0] + _CRC_BYTES:
+            if entry.home == VECTORS:
+                n = math.prod(entry.shape)
+                if not 0 < n <= MOST_NUMBERS or entry.n_bytes != record_bytes(n):
+                    raise ValueError(f"{entry.name!r} is no vector of its size")
+            part = _packed_part(entry) or POOL
+            places[entry.name] = (part, ends.get(part, 0))
+            ends[part] = ends.get(part, 0) + entry.n_bytes
+        if POOL in ends and self._parts.get(POOL, (0, 0))[1] != ends[POOL] + _CRC_BYTES:
             raise ValueError("the pool is not as large as its streams")
+        expected |= ends.keys()
         if set(self._parts) != expected:
             raise ValueError(f"parts and index differ: {sorted(set(self._parts) ^ expected)[:3]}")
-        self._exact_sizes = {key: n for key, n in ends.items() if key}
+        self._packed_bytes = ends
         return places
 
     def stream(self, entry: Entry) -> bytes | memoryview:
-        """A tensor's stream, checksum checked; for EXACT_POOLED its raw bytes. The entry's home is not SAME.
+        """A tensor's stream, checksum checked: for EXACT_POOLED its raw bytes, for VECTORS its record. The entry's home
+        is not SAME.
 
         Raises:
             FormatError: the checksum does not match, or a pool is damaged.
         """
         if entry.home == OWN:
             return self._part(entry.name + SUFFIX)
-        key, at = self._places[entry.name]
+        part, at = self._places[entry.name]
         with self._lock:
-            if key not in self._exact:
-                name = POOL if key == 0 else f"{EXACT_POOL}{key}"
-                raw = self._part(name)
-                if key:
-                    try:
-                        if self._exact_sizes[key] > MOST_EXPANSION * len(raw):
-                            raise ValueError("claims more than it can hold")
-                        raw = memoryview(decode_exact(raw, self._exact_sizes[key], key))
-                    except ValueError as error:
-                        raise FormatError(self.path, f"part {name!r} is damaged: {error}") from error
-                self._exact[key] = bytes(raw)
-        return memoryview(self._exact[key])[at : at + entry.n_bytes]
+            if part not in self._shared:
+                try:
+                    self._shared[part] = self._unpacked(part)
+                except ValueError as error:
+                    raise FormatError(self.path, f"part {part!r} is damaged: {error}") from error
+        return memoryview(self._shared[part])[at : at + entry.n_bytes]
+
+    def _unpacked(self, part: str) -> bytes:
+        """What tensors have a stretch of each, of a part that they share; ValueError if it is damaged."""
+        raw = self._part(part)
+        if part == POOL:
+            return bytes(raw)
+        if part == VECTOR_POOL:
+            lengths = [math.prod(entry.shape) for entry in self.index.entries if entry.home == VECTORS]
+            return b"".join(vectors.unpack(raw, lengths))
+        n_bytes = self._packed_bytes[part]
+        if n_bytes > MOST_EXPANSION * len(raw):
+            raise ValueError("claims more than it can hold")
+        return decode_exact(raw, n_bytes, int(part.removeprefix(EXACT_POOL)))
 
     def part_bytes(self, entry: Entry) -> int:
-        """Bytes of the file that this tensor's stream takes; its share of an exact pool."""
+        """Bytes of the file that this tensor's stream takes; its share of what is packed together."""
         if entry.home == SAME:
             return 0
-        key = self._places[entry.name][0] if entry.home == EXACT_POOLED else 0
-        if not key:
+        part = _packed_part(entry)
+        if part is None:
             return entry.n_bytes
-        return round(self._parts[f"{EXACT_POOL}{key}"][1] * entry.n_bytes / max(self._exact_sizes[key], 1))
+        return round(self._parts[part][1] * entry.n_bytes / max(self._packed_bytes[part], 1))
 
     @property
     def file_bytes(self) -> int:

@@ -28,6 +28,7 @@ from paramcompress.predicted import PREDICTED
 from paramcompress.predicted_checkpoint import dense_view
 from paramcompress.records import Explanation, PricedChoice, Progress, RelaxedLimit
 from paramcompress.threads import one_torch_thread
+from paramcompress.vectors import VECTOR, Vector
 
 RELAXED = (1.25, 1.5, 2.0)
 """Times the error that a layer has."""
@@ -65,7 +66,7 @@ def explain(
     with pipeline.open_file(path) as file:
         entry = next(one for one in file.index.entries if one.name == stored)
         effort = EFFORTS.get(str(report.settings.get("effort")), EFFORTS["default"])
-        sections = _sections(Path(path), entry)
+        sections, n_bytes, told = _sections(Path(path), entry)
         info = TensorInfo(entry.name, entry.dtype, entry.shape, None)
         jobs = _jobs(entry)
         weight = None
@@ -76,18 +77,18 @@ def explain(
         assert weight is not None
         piece = _encode(info, weight, setting, effort)
         if setting.choice.dictionary is None and setting.limit > 0:
-            relaxed.append(RelaxedLimit(setting.limit, piece.entry.n_bytes, _name(piece.entry)))
+            relaxed.append(RelaxedLimit(setting.limit, piece.n_bytes, _name(piece.entry)))
         elif _name(piece.entry) == label:
-            choices.append(PricedChoice(label, piece.entry.rank, piece.entry.n_bytes, piece.entry.rel_error))
+            choices.append(PricedChoice(label, piece.entry.rank, piece.n_bytes, piece.entry.rel_error))
         else:
             useless.append(label)
         if progress is not None:
             progress(label, number + 1, len(jobs))
-    if entry.codec == PREDICTED:
-        choices.append(PricedChoice(entry.dictionary, entry.rank, entry.n_bytes, entry.rel_error))
-    if original is None and entry.codec == FACTORED:
-        used = next((one.bytes for one in choices if one.dictionary == entry.dictionary), entry.n_bytes)
-        scale = entry.n_bytes / used
+    if entry.codec in (PREDICTED, VECTOR):
+        choices.append(PricedChoice(entry.dictionary, entry.rank, told, entry.rel_error))
+    if (original is None and entry.codec == FACTORED) or entry.codec == VECTOR:
+        used = next((one.bytes for one in choices if one.dictionary == entry.dictionary), n_bytes)
+        scale = n_bytes / used
         choices = [one if one.dictionary == EXACT else replace(one, bytes=round(one.bytes * scale)) for one in choices]
         relaxed = [replace(one, bytes=round(one.bytes * scale)) for one in relaxed]
     return Explanation(
@@ -118,10 +119,10 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
         and (min(layout.n_rows, layout.n_columns) > 1 or "lowrank" not in name)
     ]
     at = entry.rel_error
-    relaxed = RELAXED if entry.codec == FACTORED else ()  # what is learned cannot be priced from the dense weight
+    relaxed = RELAXED if entry.codec != PREDICTED else ()  # what is learned cannot be priced from the dense weight
     return [
         (EXACT, Setting(0.0)),
-        *((name, Setting(at, Choice(dictionary=name))) for name in fits),
+        *((name, Setting(at, Choice(dictionary=name))) for name in fits if entry.codec != VECTOR),
         *((f"{at * times:.3g}", Setting(at * times)) for times in relaxed if at * times < 1),
     ]
 
@@ -135,12 +136,19 @@ def _name(entry: Entry) -> str:
     return EXACT if entry.codec == EXACT else entry.dictionary
 
 
-def _sections(path: Path, entry: Entry) -> dict[str, int]:
-    if entry.codec == EXACT:
-        return {}
+def _sections(path: Path, entry: Entry) -> tuple[dict[str, int], int, int]:
+    """Where the bytes of a tensor go, how many there are, and how many there would be by the same count as of others
+    that are tried: for a vector, which is packed together with others, both are estimates."""
     with Reader(path) as reader:
+        n_bytes = reader.part_bytes(entry)
+        if entry.codec == EXACT:
+            return {}, n_bytes, n_bytes
         try:
-            return predicted.section_bytes_of(entry.codec, reader.stream(entry), entry.shape)
+            stream = reader.stream(entry)
+            if entry.codec == VECTOR:
+                nothing = dict.fromkeys(("dictionary", "coefficients", "head"), 0)
+                return {**nothing, "stored": n_bytes}, n_bytes, Vector.of_record(stream).n_bytes
+            return predicted.section_bytes_of(entry.codec, stream, entry.shape), n_bytes, n_bytes
         except (ValueError, IndexError) as error:
             raise FormatError(path, f"damaged: {error}", tensor=entry.name) from error
 

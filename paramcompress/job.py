@@ -35,7 +35,7 @@ NEARLY_NOTHING = 1.0
 """Level from which on so little is kept that a size is near the least there is, and a rough level not good enough."""
 MOST_CHOICES = 3
 """Times that dictionaries are chosen, each nearer to the level that a size needs."""
-REHEARSED_SHARE = 0.999
+REHEARSED_SHARE = 0.9985
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
 NOT_FITTED = "layers were not fitted to one another: that did not meet the size"
@@ -66,6 +66,8 @@ class Job:
         self.entries: tuple[Entry, ...] = ()
         self.digests: dict[str, bytes] = {}
         """Of the streams that were encoded last."""
+        self.sizes: dict[str, int] = {}
+        """What each of these adds to the file, about."""
 
     def settings(self, level: float) -> dict[str, layer.Setting]:
         return {info.name: self.limits.setting(info, level) for info in self.checkpoint.tensors}
@@ -116,7 +118,8 @@ class Job:
             self.guided.rehearse(level, {}, None)
             return level
         before = self.size_at(path, level, progress)
-        expected = {one.name: one.bytes_after for one in self.layers if one.name in self.guided.calibrated.weights}
+        settled = self.guided.calibrated.settled_by_rehearsal
+        expected = {name: n_bytes for name, n_bytes in self.sizes.items() if settled(name)}
         fixed = before - sum(expected.values())
         aim = REHEARSED_SHARE * size
         for _ in range(MOST_REHEARSALS):
@@ -178,7 +181,7 @@ class Job:
                 if twin is not piece.entry:  # what they decode to is the same; they themselves need not be
                     entry = replace(_same(twin, info.name, tied=False), rel_error=piece.entry.rel_error)
                 stream = piece.stream
-                self.digests[info.name] = digest
+                self.digests[info.name], self.sizes[info.name] = digest, 0 if entry.same_as else piece.n_bytes
                 found[info.name] = piece.found, output_error
                 if piece.note:
                     notes[info.name] = piece.note
@@ -249,8 +252,10 @@ class Job:
     def impossible(self, path: Path, error: BudgetError, progress: Progress | None) -> BudgetError:
         """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
         asked = error.smallest_bytes or 0
-        if self.guided is not None and self.guided.model is not None and NOT_FITTED not in self.about["notes"]:
-            self.about["notes"].append(NOT_FITTED)  # as may have to be said at that size
+        if self.guided is not None and self.guided.model is not None:
+            self.guided.calibrated.forget_rehearsal()  # which this size may not allow, as may have to be said
+            if NOT_FITTED not in self.about["notes"]:
+                self.about["notes"].append(NOT_FITTED)
         while True:
             options = {**self.about["settings"], "target_size": asked}
             self.about = {**self.about, "settings": options, "target": target_words(options, self.guided)}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramcompress import codec, container, heap, metrics, predicted
+from paramcompress import codec, container, heap, metrics, predicted, vectors
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED, Layout
@@ -24,10 +24,15 @@ from paramcompress.container import Entry
 from paramcompress.errors import BudgetError
 from paramcompress.fit import Choice, Effort, Unfit, fit
 from paramcompress.predicted import PREDICTED
+from paramcompress.vectors import VECTOR, Vector
 
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Dtypes that can be factored; the others are exact."""
 _MOST_TRIES = 6
+_SHORT = 512
+"""Numbers up to which a vector is not tried in a stream of its own: its trellis saves less than the stream costs."""
+_OWN_BYTES = 7
+"""What a stream of its own costs in the index."""
 _MAGNITUDES = (0.8, 1.25)
 """What may come back of a variance, by itself, with what normalisations add to it."""
 _VARIANCES = "running_var", "moving_variance"
@@ -61,6 +66,11 @@ class Piece:
     found: metrics.Deviation | None = None
     """Distance of the original from what the stream decodes to, where that was looked at."""
 
+    @property
+    def n_bytes(self) -> int:
+        """Of the stream; of a vector about what it adds to that of all vectors."""
+        return Vector.of_record(self.stream).n_bytes if self.entry.codec == VECTOR else len(self.stream)
+
 
 class UnknownCodecError(ValueError):
     """A codec id that this version cannot decode; .found."""
@@ -90,17 +100,18 @@ def encode(
         if not seen.is_finite:
             note = "holds NaN or Inf, kept exactly"
         else:
-            piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device, prove)
+            piece = _encode_coarse(info, tensor, seen.norm, setting, effort, seed, device, prove)
             while piece is not None and setting.is_variance and not _keeps_magnitudes(tensor, piece):
                 setting = replace(setting, limit=setting.limit / 4)
-                piece = _encode_factored(info, tensor, seen.norm, setting, effort, seed, device, prove)
+                piece = _encode_coarse(info, tensor, seen.norm, setting, effort, seed, device, prove)
             if piece is not None:
                 return piece
     return replace(_encode_exact(info, tensor), note=note)
 
 
 def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
-    """The tensor of an entry from its stream (raw bytes where the home is an exact pool).
+    """The tensor of an entry from its stream: raw bytes where the home is an exact pool, a record where it is that of
+    vectors.
 
     Raises:
         ValueError: stream and entry do not fit together, or the result has not the hash that the entry states.
@@ -126,6 +137,10 @@ def decode(entry: Entry, stream: bytes | memoryview) -> Tensor:
             tensor = torch.empty(entry.shape, dtype=dtype)
         else:
             tensor = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(entry.shape)
+    elif entry.codec == VECTOR:
+        if entry.dtype not in FLOATS:
+            raise ValueError(f"steps for a vector of dtype {entry.dtype}")
+        return codec.to_tensor(Vector.of_record(stream).values, entry.shape, dtype)  # checked with all others
     elif entry.codec == PREDICTED:
         if entry.dtype not in FLOATS:
             raise ValueError(f"a prediction of dtype {entry.dtype}")
@@ -152,6 +167,62 @@ def _keeps_magnitudes(variance: Tensor, piece: Piece) -> bool:
     found = decode(piece.entry, piece.stream)
     ratio = (found.double() + _ADDED) / (variance.double() + _ADDED)
     return bool(((ratio > _MAGNITUDES[0]) & (ratio < _MAGNITUDES[1])).all())
+
+
+def _encode_coarse(
+    info: TensorInfo,
+    tensor: Tensor,
+    norm: float,
+    setting: Setting,
+    effort: Effort,
+    seed: int,
+    device: str,
+    prove: bool,
+) -> Piece | None:
+    """Of the codecs with an error the one that takes fewer bytes; None where exact is smaller than either."""
+    vector = _encode_vector(info, tensor, setting.limit, prove) if setting.choice == Choice() else None
+    if vector is not None and tensor.numel() <= _SHORT:
+        return vector
+    factored = _encode_factored(info, tensor, norm, setting, effort, seed, device, prove)
+    if vector is None or (factored is not None and factored.n_bytes + _OWN_BYTES < vector.n_bytes):
+        return factored
+    return vector
+
+
+def _encode_vector(info: TensorInfo, tensor: Tensor, limit: float, prove: bool) -> Piece | None:
+    """None for matrices, where the limit cannot be held so, or where exact is smaller."""
+    layout, dtype = Layout.of(info.shape), torch_dtype(info.dtype)
+    if min(layout.n_rows, layout.n_columns) > 1:
+        return None
+    values = tensor.to(torch.float32).reshape(-1).numpy()
+    aim = limit
+    for _ in range(_MOST_TRIES):
+        vector = vectors.quantise(values, aim)
+        if vector is None:
+            return None
+        found = metrics.deviation(tensor, codec.to_tensor(vector.values, info.shape, dtype))
+        if found.rel_error <= limit:
+            break
+        aim *= 0.9 * limit / found.rel_error  # rounding to the dtype adds to it
+    else:
+        return None
+    n_raw = tensor.numel() * tensor.element_size()
+    if vector.n_bytes >= n_raw:
+        return None
+    entry = Entry(
+        name=info.name,
+        dtype=info.dtype,
+        shape=info.shape,
+        codec=VECTOR,
+        dictionary="none",
+        rank=0,
+        density=1,
+        rel_error=round_up(found.rel_error),
+        crc=0,
+        home=container.VECTORS,
+        n_bytes=vectors.record_bytes(tensor.numel()),
+    )
+    return Piece(entry, vector.record, found=found if prove else None)
 
 
 def _encode_factored(

@@ -40,6 +40,7 @@ from paramcompress.records import Calibration, Progress, Report
 from paramcompress.scratch import Scratch
 from paramcompress.threads import in_order, one_torch_thread, torch_threads
 from paramcompress.units import parse_size
+from paramcompress.vectors import VECTOR
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 T = TypeVar("T")
@@ -304,7 +305,9 @@ class SqueezedFile:
         except FormatError:
             raise
         except layer.UnknownCodecError as error:
-            raise UnsupportedFormatError(self.path, "codec", error.found, [FACTORED, EXACT, PREDICTED]) from error
+            raise UnsupportedFormatError(
+                self.path, "codec", error.found, [FACTORED, EXACT, PREDICTED, VECTOR]
+            ) from error
         except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
             raise FormatError(self.path, f"damaged: {error}", tensor=name) from error
 

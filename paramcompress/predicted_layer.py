@@ -57,7 +57,7 @@ def encode(
         if found is not None and _is_surely_shorter(found, parts[0], weight, setting.limit):
             return found
     dense = layer.encode(info, weight, setting, effort, seed, device, prove=prove)
-    return found if found is not None and found.entry.n_bytes < dense.entry.n_bytes else dense
+    return found if found is not None and found.n_bytes < dense.n_bytes else dense
 
 
 def _encode_predicted(

@@ -40,9 +40,16 @@ def decode_file(path: str | Path) -> dict[str, tuple[str, tuple[int, ...], bytes
     }
     found: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     entries = list(rows(whole["entries"], whole["n"]))
+    together = [entry for entry in entries if entry["home"] == 4]
+    lengths = [math.prod(entry["shape"]) for entry in together]
+    assert [entry["n_bytes"] for entry in together] == [4 + 4 * n for n in lengths]
+    told = vectors(parts["paramcompress.vectors"], lengths) if together else []
+    for entry, weight in zip(together, told, strict=True):
+        assert entry["codec"] == "vector"
+        found[entry["name"]] = entry["dtype"], tuple(entry["shape"]), cast(weight, entry["dtype"])
     for entry in entries:
         name, dtype, shape, n_bytes = entry["name"], entry["dtype"], tuple(entry["shape"]), entry["n_bytes"]
-        if entry["home"] == 3:
+        if entry["home"] in (3, 4):
             continue
         if entry["home"] == 0:
             stream = parts[name + ".squeezed"]
@@ -90,8 +97,11 @@ def rows(columns: dict[str, list[Any]], n: int) -> Iterator[dict[str, Any]]:
     defaults = {"same_as": None, "tied": False, "dictionary": "none", "rank": 0, "home": 1, "dtype": "float32"}
     crc = columns.pop("crc")
     for i in range(n):
-        own = {field: values[i] for field, values in columns.items()}
-        yield defaults | own | {"crc": int(crc[8 * i : 8 * i + 8], 16)}
+        row = defaults | {field: values[i] for field, values in columns.items()}
+        if row["home"] != 4:
+            row["crc"], crc = int(crc[:8], 16), crc[8:]
+        yield row
+    assert crc == ""
 
 
 def chain() -> int:
@@ -119,6 +129,37 @@ def join_planes(planes: bytes, n: int) -> bytes:
     """Highest bytes of all items first -> items."""
     n_items = len(planes) // n
     return bytes(planes[(n - 1 - b) * n_items + i] for i in range(n_items) for b in range(n))
+
+
+# ------------------------------------------------------------------------------------------- vectors
+
+
+def vectors(stream: bytes, lengths: list[int]) -> list[NDArray[np.float32]]:
+    """Vectors of these lengths, all in one stream."""
+    period, at = stream[0], 1
+
+    def matrix(n_rows: int, n_columns: int, period: int) -> list[list[int]]:
+        nonlocal at
+        size, at = varint(stream, at)
+        at += size
+        assert stream[at - size] & 7 == 0
+        return [[int(k) // 2 for k in column] for column in symbols(stream[at - size : at], n_rows, n_columns, period)]
+
+    ahead, centres = matrix(len(lengths), 2, 1)
+    codes: list[int] = []
+    for i, d in enumerate(ahead):
+        codes.append(d + (codes[i - period] if i >= period else codes[i - 1] if i else 0))
+    points: dict[int, list[int]] = {}
+    for n in dict.fromkeys(lengths):
+        group = [i for i, length in enumerate(lengths) if length == n]
+        for i, column in zip(group, matrix(n, len(group), period), strict=True):
+            points[i] = [k + centres[i] for k in column]
+    records = [[codes[i], *points[i]] for i in range(len(lengths))]
+    assert at == len(stream) - 4
+    packed = b"".join(number.to_bytes(4, "little", signed=True) for record in records for number in record)
+    assert zlib.crc32(packed) == int.from_bytes(stream[-4:], "little"), "hash of the vectors"
+    steps = [math.ldexp(8 + code % 8, code // 8 - 3) for code in codes]
+    return [np.array([k * steps[i] for k in points[i]], np.float64).astype(np.float32) for i in range(len(lengths))]
 
 
 # ------------------------------------------------------------------------------------------- factors

@@ -27,6 +27,7 @@ FLOORS = (
         "pages",
         "predict",
         "plot",
+        "vectors",
     ),
     ("quantize", "feedback", "codec", "inputs"),
     (

@@ -27,6 +27,7 @@ from paramcompress.codec import EXACT, FACTORED, TRANSFORMS
 from paramcompress.container import Reader
 from paramcompress.dictionaries.recipe import REGENERATED
 from paramcompress.predicted import PREDICTED
+from paramcompress.vectors import VECTOR
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = GOLDEN / "expected.json"
@@ -58,6 +59,15 @@ def same(rng: np.random.Generator) -> Made:
     weight = gaussian(rng, 18, 16)
     tensors = {"a": weight, "tied": weight, "equal": weight.clone(), "b": gaussian(rng, 4)}
     return tensors, {"max_rel_error": 0.1}
+
+
+def vectors(rng: np.random.Generator) -> Made:
+    """Three lengths in turns, with and without a centre, of several dtypes; numbers that may be 0, and equal ones."""
+    tensors = {f"{turn}.scale": 1 + 0.1 * gaussian(rng, 12 + turn // 2) for turn in range(4)}
+    tensors |= {f"{turn}.shift": gaussian(rng, 12 + turn // 2, dtype="bfloat16") for turn in range(4)}
+    tensors |= {"channels": gaussian(rng, 1, 30, 1, 1, dtype="float16"), "dust": 1e-30 * gaussian(rng, 14)}
+    tensors |= {"double": 1e10 * gaussian(rng, 14, dtype="float64"), "constant": torch.full((14,), 3.0)}
+    return tensors, {"layers": {"*": {"max_rel_error": 0.02}, "dust": {"max_rel_error": 1.0}}}
 
 
 def prefix(rng: np.random.Generator) -> Made:
@@ -127,6 +137,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], Made]] = {
     "classes": lambda rng: one(mixed_scales(rng, 20, 16), "none", max_rel_error=1e-6),
     "pruned-max": lambda rng: one(gaussian(rng, 20, 16).clamp(min=0), "none", "max"),
     "vector": lambda rng: one(gaussian(rng, 200), "none"),
+    "vectors": vectors,
     "bfloat16": lambda rng: one(gaussian(rng, 20, 16, dtype="bfloat16"), "none"),
     "float8": lambda rng: one(gaussian(rng, 20, 16, dtype="float8_e4m3fn"), "none"),
     "patch": lambda rng: one(smooth_kernels(rng, 8, 6, 3, 3), "patch"),
@@ -210,11 +221,11 @@ def test_every_codec_dictionary_trellis_and_home_is_there(expected: dict[str, An
                     orders.add(reader.stream(entry)[0] & 32)
                 if entry.codec == FACTORED and entry.dictionary == "none" and entry.same_as is None:
                     coders.add(reader.stream(entry)[5] & 7)
-    assert codecs == {EXACT, FACTORED, PREDICTED}
+    assert codecs == {EXACT, FACTORED, PREDICTED, VECTOR}
     assert kinds == {*REGENERATED, "covariance", "pca"}
     assert dictionaries == {f"{low}{name}" for low in ("", "lowrank+") for name in TRANSFORMS} - {"lowrank+none"} | {
         "lowrank"
     }
     assert coders == {0, 3, 4, 5, 6, 7}, "four states, 1 and 2, are in the format, and no effort uses them"
-    assert homes == {0, 1, 2, 3}
+    assert homes == {0, 1, 2, 3, 4}
     assert orders == {0, 32}, "points column by column and row by row"

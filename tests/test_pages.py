@@ -181,8 +181,13 @@ def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "exact": torch.arange(5000),
         "zero": torch.zeros(9, 9),
         "bias": gaussian(rng, 7),
+        "shift": gaussian(rng, 40),
     }
-    settings = {"rank": {"rank": 4, "dictionary": "lowrank"}, "kernels": {"dictionary": "patch"}}
+    settings: dict[str, dict[str, object]] = {
+        "shift": {"max_rel_error": 0.1},
+        "rank": {"rank": 4, "dictionary": "lowrank"},
+        "kernels": {"dictionary": "patch"},
+    }
     paramcompress.squeeze(state, folder / "net.squeezed.safetensors", layers=settings)
     return folder / "net.squeezed.safetensors"
 
