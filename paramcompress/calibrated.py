@@ -66,6 +66,7 @@ is believed of small errors only: larger ones turn units on and off, and average
 LAST, MET, MOST_AGAIN = 0.2, 0.01, 3
 """Tensors with this share of all bytes that are still to come are tried again, so many times at most, until they have
 theirs to within that much."""
+_AFFINE = "weight", "bias"
 _LARGEST_CHANGE = 20.0
 """Factor by which a variance may be corrected."""
 
@@ -226,7 +227,10 @@ class Calibrated:
         names = [f"{path}.{one}" for one in ("running_mean", "running_var", "weight", "bias")]
         if not self.means_return or word not in ("running_mean", "running_var") or not {*names} <= self.weights.keys():
             return None
-        return VARIANCE_ERRORS[0] if word == "running_var" else _mean_limit(*(self.weights[one] for one in names[:2]))
+        # of variances half of the largest error: entries of many are more apart than that allows
+        return (
+            VARIANCE_ERRORS[0] / 2 if word == "running_var" else _mean_limit(*(self.weights[one] for one in names[:2]))
+        )
 
     # --------------------------------------------------------------------------------------- the whole model
 
@@ -369,8 +373,11 @@ class _Rehearsal:
         return piece
 
     def _vector(self, name: str, value: Tensor, place: Tensor, limit: float | None = None) -> Tensor:
-        """Code a vector that was moved; returns what will come back from the file."""
+        """Code a vector that was moved; returns what will come back from the file. One that is all zero stays so: no
+        relative error could be stated for what else came back."""
         job = self.job
+        if not job.weights[name].any():
+            return job.weights[name]
         value = value.to(job.weights[name].dtype)
         info = _info(name, value)
         piece = job.encode_vector(info, value, limit or job.vector_limit(name, value, self.aim))
@@ -402,7 +409,9 @@ class _Rehearsal:
         variance = original.running_var.double() * ratio.clamp(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
         deviation = (variance + original.eps).sqrt()
         coarse = (
-            self.first_aim.level > 0 and original.affine and {names["weight"], names["bias"]} <= self.job.weights.keys()
+            self.first_aim.level > 0
+            and original.affine
+            and all(names[word] in self.job.weights and self.job.weights[names[word]].any() for word in _AFFINE)
         )
         scale = original.weight.detach().double() if coarse else None
         found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, scale)

@@ -7,7 +7,7 @@ docs/format.md.
 
 Streams of OWN_PART_BYTES and more are parts of their own, named after their tensor with SUFFIX. Smaller ones share
 the part POOL, since a safetensors header entry costs 58 bytes and the name. Small exact tensors go, raw, into one
-part for each item size, compressed together; records of vectors into one part, coded together.
+part for each item size, compressed together. Records of vectors are coded together, at the end of the pool.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ RESERVED = "paramcompress."
 SUFFIX = ".squeezed"
 """No tensor may have a name that ends so."""
 INDEX, POOL, EXACT_POOL = RESERVED + "index", RESERVED + "pool", RESERVED + "exact"
-VECTOR_POOL = RESERVED + "vectors"
 OWN_PART_BYTES = 16384
 SMALL_EXACT_BYTES = 65536
 """Exact tensors below this share a part."""
@@ -70,8 +69,9 @@ factors may stand for any number of zeros, so no check of a stream can replace t
 LIMIT_VARIABLE = "PARAMCOMPRESS_MAX_BYTES"
 """Environment variable that sets another limit on the expanded bytes."""
 OWN, POOLED, EXACT_POOLED, SAME, VECTORS = range(5)
-"""Homes of a tensor's stream: a part of its own, the pool, an exact pool, that of another tensor, or the part of
-vectors."""
+"""Homes of a tensor's stream: a part of its own, the pool, an exact pool, that of another tensor, or the end
+of the pool, where all vectors are."""
+_POOL, _VECTORS = -1, -2
 _KINDS = ("torch", "safetensors", "sharded", "dict")
 _CRC_BYTES = 4
 _INDEX_LEVEL = 15
@@ -130,7 +130,8 @@ class Writer:
         self._parts: list[tuple[str, int]] = []
         self._pool = bytearray()
         self._exact: dict[int, bytearray] = {}
-        self._vectors: list[bytes] = []
+        self._records: list[bytes] = []
+        self._vector_bytes = 0
         self._payload: IO[bytes]
         self._scratch = Scratch(path)
         self._held = contextlib.ExitStack()
@@ -160,14 +161,16 @@ class Writer:
         elif entry.home == EXACT_POOLED:
             self._exact.setdefault(item_bytes, bytearray()).extend(stream)
         elif entry.home == VECTORS:
-            self._vectors.append(bytes(stream))
+            self._records.append(bytes(stream))
 
     def finish(self, kind: str, tree: Any, about: dict[str, Any], *, keep: bool = True) -> int:
         """Write pools, index and header, to the file `scratch` unless the file is not to be kept; returns its bytes."""
         for item_bytes, raw in sorted(self._exact.items()):
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
-        if self._vectors:
-            self._write_part(VECTOR_POOL, vectors.pack(self._vectors))
+        if self._records:
+            packed = vectors.pack(self._records)
+            self._vector_bytes = len(packed)
+            self._pool += packed
         if self._pool:
             self._write_part(POOL, self._pool)
         packed = _pack_index(Index(tuple(self._entries), kind, tree, about))
@@ -189,11 +192,14 @@ class Writer:
 
     def part_bytes(self, entry: Entry) -> int:
         """Bytes of the finished file that a tensor's stream takes; its share of what is packed together."""
-        part = _packed_part(entry)
-        if part is None:
+        if entry.home == VECTORS:
+            return round(self._vector_bytes * entry.n_bytes / sum(map(len, self._records)))
+        if entry.home != EXACT_POOLED:
             return entry.n_bytes
-        whole = sum(map(len, self._vectors)) if part == VECTOR_POOL else len(self._exact[item_bytes_of(entry.dtype)])
-        return round(dict(self._parts)[part] * entry.n_bytes / max(whole, 1))
+        item_bytes = item_bytes_of(entry.dtype)
+        return round(
+            dict(self._parts)[f"{EXACT_POOL}{item_bytes}"] * entry.n_bytes / max(len(self._exact[item_bytes]), 1)
+        )
 
     @property
     def scratch(self) -> Path:
@@ -210,13 +216,6 @@ class Writer:
             self._payload.write(stream)
             self._payload.write(zlib.crc32(stream).to_bytes(_CRC_BYTES, "little"))
         self._parts.append((name, len(stream) + _CRC_BYTES))
-
-
-def _packed_part(entry: Entry) -> str | None:
-    """The part in which a tensor is packed together with others; None where it has a stream of its own, or none."""
-    if entry.home == VECTORS:
-        return VECTOR_POOL
-    return f"{EXACT_POOL}{item_bytes_of(entry.dtype)}" if entry.home == EXACT_POOLED else None
 
 
 @contextlib.contextmanager
@@ -461,11 +460,9 @@ class Reader:
                 hint=f"if you trust the file, set {LIMIT_VARIABLE}, such as {LIMIT_VARIABLE}=64GB",
             )
         self.entries = {entry.name: entry for entry in self.index.entries}
-        self._packed_bytes: dict[str, int] = {}
-        """Of what is packed together in a part, unpacked."""
         self._places = self._find_places()
-        self._shared: dict[str, bytes] = {}
-        """Parts that were read, unpacked, of which tensors have a stretch each."""
+        self._shared: dict[int, bytes] = {}
+        """What several tensors have a stretch of each, as far as it was read and unpacked."""
         self._lock = threading.Lock()
 
     def _expanded_bytes(self, entry: Entry) -> int:
@@ -477,9 +474,10 @@ class Reader:
             raise FormatError(self.path, str(error), tensor=entry.name, hint="a newer torch may have it") from error
         return math.prod(max(size, 1) for size in entry.shape) * item_bytes
 
-    def _find_places(self) -> dict[str, tuple[str, int]]:
-        """Part that a tensor shares with others, and offset in it. Checks that index and parts tell the same story."""
-        ends: dict[str, int] = {}
+    def _find_places(self) -> dict[str, tuple[int, int]]:
+        """Where a tensor's stream is in what it shares with others: `_POOL`, `_VECTORS` or the item size of an exact
+        pool, and the offset. Checks that index and parts tell the same story."""
+        ends: dict[int, int] = {}
         places = {}
         expected = {INDEX}
         for entry in self.index.entries:
@@ -493,19 +491,20 @@ class Reader:
                 if self._parts.get(entry.name + SUFFIX, (0, 0))[1] != entry.n_bytes + _CRC_BYTES:
                     raise ValueError(f"{entry.name!r} has no part of its size")
                 continue
-            if entry.home == VECTORS:
+            key = {POOLED: _POOL, VECTORS: _VECTORS}.get(entry.home) or item_bytes_of(entry.dtype)
+            if key == _VECTORS:
                 n = math.prod(entry.shape)
                 if not 0 < n <= MOST_NUMBERS or entry.n_bytes != record_bytes(n):
                     raise ValueError(f"{entry.name!r} is no vector of its size")
-            part = _packed_part(entry) or POOL
-            places[entry.name] = (part, ends.get(part, 0))
-            ends[part] = ends.get(part, 0) + entry.n_bytes
-        if POOL in ends and self._parts.get(POOL, (0, 0))[1] != ends[POOL] + _CRC_BYTES:
+            expected.add(POOL if key < 0 else f"{EXACT_POOL}{key}")
+            places[entry.name] = (key, ends.get(key, 0))
+            ends[key] = ends.get(key, 0) + entry.n_bytes
+        self._vector_bytes = self._parts.get(POOL, (0, _CRC_BYTES))[1] - _CRC_BYTES - ends.get(_POOL, 0)
+        if self._vector_bytes < 0 or (self._vector_bytes > 0) != (_VECTORS in ends):
             raise ValueError("the pool is not as large as its streams")
-        expected |= ends.keys()
         if set(self._parts) != expected:
             raise ValueError(f"parts and index differ: {sorted(set(self._parts) ^ expected)[:3]}")
-        self._packed_bytes = ends
+        self._shared_sizes = ends
         return places
 
     def stream(self, entry: Entry) -> bytes | memoryview:
@@ -513,40 +512,41 @@ class Reader:
         is not SAME.
 
         Raises:
-            FormatError: the checksum does not match, or a pool is damaged.
+            FormatError: the checksum does not match, or what several tensors share is damaged.
         """
         if entry.home == OWN:
             return self._part(entry.name + SUFFIX)
-        part, at = self._places[entry.name]
+        key, at = self._places[entry.name]
         with self._lock:
-            if part not in self._shared:
+            if key not in self._shared:
+                part = POOL if key < 0 else f"{EXACT_POOL}{key}"
                 try:
-                    self._shared[part] = self._unpacked(part)
+                    self._shared[key] = self._unpacked(key, self._part(part))
                 except ValueError as error:
                     raise FormatError(self.path, f"part {part!r} is damaged: {error}") from error
-        return memoryview(self._shared[part])[at : at + entry.n_bytes]
+        return memoryview(self._shared[key])[at : at + entry.n_bytes]
 
-    def _unpacked(self, part: str) -> bytes:
-        """What tensors have a stretch of each, of a part that they share; ValueError if it is damaged."""
-        raw = self._part(part)
-        if part == POOL:
-            return bytes(raw)
-        if part == VECTOR_POOL:
+    def _unpacked(self, key: int, part: memoryview) -> bytes:
+        """What tensors have a stretch of each, from the part that it is in; ValueError if that is damaged."""
+        if key == _POOL:
+            return bytes(part[: len(part) - self._vector_bytes])
+        if key == _VECTORS:
             lengths = [math.prod(entry.shape) for entry in self.index.entries if entry.home == VECTORS]
-            return b"".join(vectors.unpack(raw, lengths))
-        n_bytes = self._packed_bytes[part]
-        if n_bytes > MOST_EXPANSION * len(raw):
+            return b"".join(vectors.unpack(part[len(part) - self._vector_bytes :], lengths))
+        n_bytes = self._shared_sizes[key]
+        if n_bytes > MOST_EXPANSION * len(part):
             raise ValueError("claims more than it can hold")
-        return decode_exact(raw, n_bytes, int(part.removeprefix(EXACT_POOL)))
+        return decode_exact(part, n_bytes, key)
 
     def part_bytes(self, entry: Entry) -> int:
         """Bytes of the file that this tensor's stream takes; its share of what is packed together."""
         if entry.home == SAME:
             return 0
-        part = _packed_part(entry)
-        if part is None:
+        if entry.home in (OWN, POOLED):
             return entry.n_bytes
-        return round(self._parts[part][1] * entry.n_bytes / max(self._packed_bytes[part], 1))
+        key, _ = self._places[entry.name]
+        whole = self._vector_bytes if key == _VECTORS else self._parts[f"{EXACT_POOL}{key}"][1]
+        return round(whole * entry.n_bytes / max(self._shared_sizes[key], 1))
 
     @property
     def file_bytes(self) -> int:

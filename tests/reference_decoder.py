@@ -43,7 +43,8 @@ def decode_file(path: str | Path) -> dict[str, tuple[str, tuple[int, ...], bytes
     together = [entry for entry in entries if entry["home"] == 4]
     lengths = [math.prod(entry["shape"]) for entry in together]
     assert [entry["n_bytes"] for entry in together] == [4 + 4 * n for n in lengths]
-    told = vectors(parts["paramcompress.vectors"], lengths) if together else []
+    at = sum(entry["n_bytes"] for entry in entries if entry["home"] == 1)
+    told = vectors(parts["paramcompress.pool"][at:], lengths) if together else []
     for entry, weight in zip(together, told, strict=True):
         assert entry["codec"] == "vector"
         found[entry["name"]] = entry["dtype"], tuple(entry["shape"]), cast(weight, entry["dtype"])
