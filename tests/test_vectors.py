@@ -265,27 +265,27 @@ def forged(network: dict[str, Tensor], tmp_path: Path) -> Forged:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
+    ("column", "value", "reason"),
     [
-        ("n_bytes", 160),
-        ("shape", [MOST_NUMBERS + 1]),
-        ("shape", [0]),
-        ("shape", [39]),
-        ("codec", "factored"),
-        ("codec", "exact"),
-        ("home", container.POOLED),
-        ("home", 5),
-        ("dtype", "int64"),
+        ("n_bytes", 160, "no vector of its size"),
+        ("shape", [MOST_NUMBERS + 1], "no vector of its size"),
+        ("shape", [0], "no vector of its size"),
+        ("shape", [39], "no vector of its size"),
+        ("codec", "factored", "codec makes no sense"),
+        ("codec", "exact", "codec makes no sense"),
+        ("home", container.POOLED, "checksums"),
+        ("home", 5, "checksums"),
+        ("dtype", "int64", "a vector of dtype int64"),
     ],
 )
 def test_an_index_that_tells_another_story(
-    column: str, value: object, network: dict[str, Tensor], tmp_path: Path
+    column: str, value: object, reason: str, network: dict[str, Tensor], tmp_path: Path
 ) -> None:
     made = forged(network, tmp_path)
     at = made.index["entries"]["name"].index("bn3.weight")
     made.index["entries"][column][at] = value
     (tmp_path / "g.safetensors").write_bytes(made.build())
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match=reason):
         paramcompress.load_file(tmp_path / "g.safetensors")
 
 
@@ -298,6 +298,14 @@ def test_checksums_are_of_all_but_vectors(network: dict[str, Tensor], tmp_path: 
         (tmp_path / "g.safetensors").write_bytes(wrong.build())
         with pytest.raises(FormatError, match="checksums"):
             paramcompress.load_file(tmp_path / "g.safetensors")
+
+
+def test_nothing_hides_behind_a_pool_without_vectors(rng: np.random.Generator, tmp_path: Path) -> None:
+    made = Forged.of(squeeze(tmp_path / "f.safetensors", {"w": gaussian(rng, 40, 30)}, max_rel_error=0.1))
+    made.parts[POOL] += b"hidden"
+    (tmp_path / "g.safetensors").write_bytes(made.build())
+    with pytest.raises(FormatError, match="the pool is not as large as its streams"):
+        paramcompress.load_file(tmp_path / "g.safetensors")
 
 
 def test_a_part_that_says_something_else_is_found(network: dict[str, Tensor], tmp_path: Path) -> None:
