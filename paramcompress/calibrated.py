@@ -66,7 +66,6 @@ is believed of small errors only: larger ones turn units on and off, and average
 LAST, MET, MOST_AGAIN = 0.2, 0.01, 3
 """Tensors with this share of all bytes that are still to come are tried again, so many times at most, until they have
 theirs to within that much."""
-_AFFINE = "weight", "bias"
 _LARGEST_CHANGE = 20.0
 """Factor by which a variance may be corrected."""
 
@@ -373,11 +372,8 @@ class _Rehearsal:
         return piece
 
     def _vector(self, name: str, value: Tensor, place: Tensor, limit: float | None = None) -> Tensor:
-        """Code a vector that was moved; returns what will come back from the file. One that is all zero stays so: no
-        relative error could be stated for what else came back."""
+        """Code a vector that was moved; returns what will come back from the file."""
         job = self.job
-        if not job.weights[name].any():
-            return job.weights[name]
         value = value.to(job.weights[name].dtype)
         info = _info(name, value)
         piece = job.encode_vector(info, value, limit or job.vector_limit(name, value, self.aim))
@@ -409,9 +405,7 @@ class _Rehearsal:
         variance = original.running_var.double() * ratio.clamp(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
         deviation = (variance + original.eps).sqrt()
         coarse = (
-            self.first_aim.level > 0
-            and original.affine
-            and all(names[word] in self.job.weights and self.job.weights[names[word]].any() for word in _AFFINE)
+            self.first_aim.level > 0 and original.affine and {names["weight"], names["bias"]} <= self.job.weights.keys()
         )
         scale = original.weight.detach().double() if coarse else None
         found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, scale)
