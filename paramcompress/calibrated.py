@@ -226,10 +226,9 @@ class Calibrated:
         names = [f"{path}.{one}" for one in ("running_mean", "running_var", "weight", "bias")]
         if not self.means_return or word not in ("running_mean", "running_var") or not {*names} <= self.weights.keys():
             return None
-        # of variances half of the largest error: entries of many are more apart than that allows
-        return (
-            VARIANCE_ERRORS[0] / 2 if word == "running_var" else _mean_limit(*(self.weights[one] for one in names[:2]))
-        )
+        if word == "running_mean":
+            return _mean_limit(self.weights[names[0]], self.weights[names[1]])
+        return VARIANCE_ERRORS[0] / 2  # entries of many are too far apart for all of it
 
     # --------------------------------------------------------------------------------------- the whole model
 

@@ -365,7 +365,7 @@ def _check(columns: dict[str, list[Any]]) -> None:
         **{name: _are(columns[name], str) for name in ("name", "dtype", "dictionary")},
         "codec": _are(columns["codec"], str)
         and all(
-            (codec == VECTOR) >= (home == VECTORS) and (codec != VECTOR or home in (VECTORS, SAME))
+            (home == VECTORS) <= (codec == VECTOR) <= (home in (VECTORS, SAME))
             for codec, home in zip(columns["codec"], homes, strict=True)
         ),
         **{name: _are_counts(columns[name], int) for name in ("rank", "n_bytes")},
