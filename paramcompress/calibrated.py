@@ -63,9 +63,11 @@ chose may be chosen some day."""
 GAUSS_NEWTON = 0.5
 """Share of the metric of columns that is of gradients of single samples, as far as these stand out of their noise. More
 is believed of small errors only: larger ones turn units on and off, and average out less (docs/calibration.md)."""
-LAST, MET, MOST_AGAIN = 0.2, 0.01, 3
-"""Tensors with this share of all bytes that are still to come are tried again, so many times at most, until they have
-theirs to within that much."""
+LARGE, MET, MOST_AGAIN = 0.2, 0.01, 3
+"""Weights with this share of all bytes that are still to come are tried again, so many times at most, until they have
+theirs to within that much: what comes after them could not make good for it."""
+_STATISTICS, _AFFINE = ("running_mean", "running_var"), ("weight", "bias")
+"""Vectors of a normalisation."""
 _LARGEST_CHANGE = 20.0
 """Factor by which a variance may be corrected."""
 
@@ -222,22 +224,22 @@ class Calibrated:
 
     def _coarse_limit(self, name: str) -> float | None:
         """About the error that a rehearsal will leave in a mean or variance, so that sizes are foretold before it."""
-        path, _, word = name.rpartition(".")
-        names = [f"{path}.{one}" for one in ("running_mean", "running_var", "weight", "bias")]
-        if not self.means_return or word not in ("running_mean", "running_var") or not {*names} <= self.weights.keys():
+        word, names = _of_normalisation(name)
+        if not self.means_return or word not in _STATISTICS or not _moved(names, self.weights) >= {*_AFFINE}:
             return None
         if word == "running_mean":
-            return _mean_limit(self.weights[names[0]], self.weights[names[1]])
+            return _mean_limit(*(self.weights[names[one]] for one in _STATISTICS))
         return VARIANCE_ERRORS[0] / 2  # entries of many are too far apart for all of it
 
     # --------------------------------------------------------------------------------------- the whole model
 
     def settled_by_rehearsal(self, name: str) -> bool:
         """Whether a rehearsal will encode that tensor: weights, biases beside them, vectors of normalisations."""
-        path, _, word = name.rpartition(".")
+        if name not in self.weights:
+            return False
+        word, names = _of_normalisation(name)
         is_beside = any(bias_beside(weight) == name for weight in self.fits)
-        of_normalisation = word in ("running_mean", "running_var", "weight", "bias")
-        return name in self.fits or is_beside or (of_normalisation and f"{path}.running_var" in self.weights)
+        return name in self.fits or is_beside or word in _moved(names, self.weights)
 
     def rehearse(self, model: nn.Module, batches: Sequence[Any], aim: Aim, budget: Budget | None = None) -> None:
         """Fit every weight to what the squeezed layers before it give; correct biases and normalisation.
@@ -271,18 +273,19 @@ class Budget:
         ratio = self.waiting / max(self.left, 1e-3 * self.waiting, 1.0)
         return first * min(max(ratio, 0.8), 1.25) ** (1 / SIZE_POWER) if self.waiting else first
 
-    def better_level(self, name: str, n_bytes: int, level: float) -> float | None:
-        """Level to try a tensor at again that takes so many bytes at this one: one of the last, since nothing comes
-        after these that could make good for what they take too many or too few; None where that is not so."""
+    def share(self, name: str) -> float | None:
+        """Bytes that a weight shall take, of those that are left; None for one that is only a small part of what is
+        still to come."""
         expected = self.expected.get(name, 0)
-        share = expected * max(self.left / max(self.waiting, 1.0), 1e-3)
-        if not expected or expected < LAST * self.waiting or abs(n_bytes / share - 1) < MET:
+        if not expected or expected < LARGE * self.waiting:
             return None
-        return float(level * min(max(n_bytes / share, 0.5), 2.0) ** (1 / SIZE_POWER))
+        return expected * max(self.left / max(self.waiting, 1.0), 1e-3)
 
-    def spend(self, name: str, n_bytes: int) -> None:
-        self.waiting -= self.expected.get(name, 0)
-        self.left -= n_bytes
+    def spend(self, name: str, n_bytes: int | None) -> None:
+        """Take note of a tensor; None for one that was encoded as before the rehearsal."""
+        expected = self.expected.get(name, 0)
+        self.waiting -= expected
+        self.left -= expected if n_bytes is None else n_bytes
 
 
 class _Rehearsal:
@@ -360,15 +363,22 @@ class _Rehearsal:
             self._vector(bias_name, moved, bias)
 
     def _within_budget(self, info: TensorInfo, tensor: Tensor, fit: MetricFit) -> Piece | None:
-        """A weight at the level of the aim; one of the last at the level at which it takes what is left for it."""
+        """A weight at the level of the aim; a large one so near to its share as a few tries lead."""
         level = self.aim.level
-        for n_tried in range(1 + MOST_AGAIN):
+        share = None if self.budget is None else self.budget.share(info.name)
+        tried: dict[float, int] = {}
+        best: Piece | None = None
+        for _ in range(1 + MOST_AGAIN):
             piece = layer.piece_of(info, tensor, fit.at(self.job.price(level)))
-            better = self.budget and piece and self.budget.better_level(info.name, piece.n_bytes, level)
-            if not better or n_tried == MOST_AGAIN:
+            if piece is None or share is None:
+                return best or piece
+            tried[level] = piece.n_bytes
+            if best is None or abs(piece.n_bytes - share) < abs(best.n_bytes - share):
+                best = piece
+            if abs(best.n_bytes / share - 1) < MET:
                 break
-            level = better
-        return piece
+            level = level_between(tried, share)
+        return best
 
     def _vector(self, name: str, value: Tensor, place: Tensor, limit: float | None = None) -> Tensor:
         """Code a vector that was moved; returns what will come back from the file."""
@@ -381,11 +391,11 @@ class _Rehearsal:
 
     def _settle(self, info: TensorInfo, piece: Piece | None, place: Tensor) -> Tensor | None:
         """Keep what was encoded, and put what will come back from the file in the squeezed model."""
+        if self.budget is not None:
+            self.budget.spend(info.name, None if piece is None else piece.n_bytes)
         if piece is None:
             return None
         self.job.final[info.name] = piece
-        if self.budget is not None:
-            self.budget.spend(info.name, piece.n_bytes)
         found = layer.decode(piece.entry, piece.stream)
         place.data = found.to(place)
         return found
@@ -395,17 +405,16 @@ class _Rehearsal:
 
         Mean and variance may be coarse, for scale and shift, coded after them, make good for what they are off.
         """
-        names = {word: self._name(path, word) for word in ("running_mean", "running_var", "weight", "bias")}
-        if not {names["running_mean"], names["running_var"]} <= self.job.weights.keys():
+        names = {word: self._name(path, word) for word in (*_STATISTICS, *_AFFINE)}
+        moved = _moved(names, self.job.weights)
+        if not moved:
             return
         mine, its = (_statistics([next(tensors_of(call[at])) for call in calls]) for at in (0, 1))
         mean = original.running_mean.double() + (its[0] - mine[0])
         ratio = (its[1] + original.eps) / (mine[1] + original.eps)
         variance = original.running_var.double() * ratio.clamp(1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
         deviation = (variance + original.eps).sqrt()
-        coarse = (
-            self.first_aim.level > 0 and original.affine and {names["weight"], names["bias"]} <= self.job.weights.keys()
-        )
+        coarse = self.first_aim.level > 0 and moved >= {*_AFFINE}
         scale = original.weight.detach().double() if coarse else None
         found_variance = self._variance(names["running_var"], variance, squeezed.running_var, original.eps, scale)
         limit = _mean_limit(mean, variance + original.eps) if coarse else None
@@ -439,6 +448,33 @@ class _Rehearsal:
             piece = self.job.encode_vector(_info(name, value), value, VARIANCE_ERRORS[1], is_variance=True)
         found = self._settle(_info(name, value), piece if piece.entry.codec != EXACT else None, place)
         return self.job.weights[name].double() if found is None else found.double()
+
+
+def _of_normalisation(name: str) -> tuple[str, dict[str, str]]:
+    """The last word of a tensor's name, and the names of a normalisation's vectors beside it, by theirs."""
+    at = name.rfind(".") + 1
+    return name[at:], {word: name[:at] + word for word in (*_STATISTICS, *_AFFINE)}
+
+
+def _moved(names: Mapping[str, str], weights: Mapping[str, Tensor]) -> set[str]:
+    """Which vectors of a normalisation a rehearsal moves, of those that may be: mean and variance, and scale and shift
+    where it is all four."""
+    may = {word for word, name in names.items() if name in weights}
+    if len(may) < len(names):
+        may = {*_STATISTICS} if may >= {*_STATISTICS} else set()
+    return may
+
+
+def level_between(tried: Mapping[float, int], n_bytes: float) -> float:
+    """Level at which a weight may take so many bytes, from what it took at others: on a line between the nearest on
+    either side, in logarithms; by the power law where all are on one."""
+    over = max((level for level, found in tried.items() if found > n_bytes), default=math.inf)
+    under = min((level for level, found in tried.items() if found <= n_bytes), default=math.inf)
+    if over < under < math.inf:
+        part = math.log(tried[over] / n_bytes) / math.log(tried[over] / tried[under])
+        return float(over * (under / over) ** min(max(part, 0.1), 0.9))
+    nearest = min(tried, key=lambda level: abs(tried[level] - n_bytes))
+    return float(nearest * min(max(tried[nearest] / n_bytes, 0.5), 2.0) ** (1 / SIZE_POWER))
 
 
 def _metric(moment: Moment, weight: NDArray[np.float32]) -> Metric:

@@ -91,7 +91,7 @@ class Entry:
     rel_error: float
     """Not less than the true one: rounded up to three digits."""
     crc: int
-    """CRC-32 of the expanded bytes, little-endian; 0 where the home is VECTORS, which has one for all."""
+    """CRC-32 of the expanded bytes, little-endian; 0 of a vector: all of these have one together."""
     home: int
     n_bytes: int
     """Of the stream; of the tensor itself where the home is an exact pool, of its record where that is VECTORS."""
@@ -131,7 +131,7 @@ class Writer:
         self._pool = bytearray()
         self._exact: dict[int, bytearray] = {}
         self._records: list[bytes] = []
-        self._vector_bytes = 0
+        self._vector_bytes = self._record_bytes = 0
         self._payload: IO[bytes]
         self._scratch = Scratch(path)
         self._held = contextlib.ExitStack()
@@ -169,7 +169,7 @@ class Writer:
             self._write_part(f"{EXACT_POOL}{item_bytes}", encode_exact(raw, item_bytes))
         if self._records:
             packed = vectors.pack(self._records)
-            self._vector_bytes = len(packed)
+            self._vector_bytes, self._record_bytes = len(packed), sum(map(len, self._records))
             self._pool += packed
         if self._pool:
             self._write_part(POOL, self._pool)
@@ -193,7 +193,7 @@ class Writer:
     def part_bytes(self, entry: Entry) -> int:
         """Bytes of the finished file that a tensor's stream takes; its share of what is packed together."""
         if entry.home == VECTORS:
-            return round(self._vector_bytes * entry.n_bytes / sum(map(len, self._records)))
+            return round(self._vector_bytes * entry.n_bytes / self._record_bytes)
         if entry.home != EXACT_POOLED:
             return entry.n_bytes
         item_bytes = item_bytes_of(entry.dtype)
@@ -278,7 +278,7 @@ def _pack_index(index: Index) -> bytes:
         values = [getattr(entry, field.name) for entry in index.entries]
         if field.name not in _DEFAULTS or any(value != _DEFAULTS[field.name] for value in values):
             columns[field.name] = values
-    columns["crc"] = "".join(f"{entry.crc:08x}" for entry in index.entries if entry.home != VECTORS)
+    columns["crc"] = "".join(f"{entry.crc:08x}" for entry in index.entries if entry.codec != VECTOR)
     tree = runs.fold(index.tree, [entry.name for entry in index.entries])
     about = {key: value for key, value in index.about.items() if value not in ([], {}, "")}
     whole = {"entries": columns, "n": len(index.entries), "kind": index.kind, "tree": tree, "about": about}
@@ -303,7 +303,7 @@ def _unpack_index(packed: bytes) -> Index:
     columns = whole["entries"]
     if type(n) is not int or n != len(columns["name"] if n else []):
         raise ValueError(f"{n} tensors")
-    columns["crc"] = _crcs(columns["crc"], columns.get("home", [POOLED] * n))
+    columns["crc"] = _crcs(columns["crc"], columns["codec"])
     names = [field.name for field in fields(Entry)]
     table = [columns[name] if name in columns else [_DEFAULTS.get(name)] * n for name in names]
     for name, values in zip(names, table, strict=True):
@@ -320,14 +320,14 @@ def _unpack_index(packed: bytes) -> Index:
     return Index(tuple(entries), whole["kind"], tree, _checked_about(whole["about"]))
 
 
-def _crcs(digits: Any, homes: list[Any]) -> list[int]:
+def _crcs(digits: Any, codecs: list[Any]) -> list[int]:
     """Checksums from eight hexadecimal digits each: half a byte a digit, for which zstd needs little more. Vectors have
     none of their own."""
-    n_bytes = 4 * sum(home != VECTORS for home in homes)
+    n_bytes = 4 * sum(codec != VECTOR for codec in codecs)
     if not isinstance(digits, str) or len(digits) != 2 * n_bytes or not set(digits) <= set("0123456789abcdef"):
         raise ValueError("checksums that are none, or not one for each tensor")
     told = iter(range(0, len(digits), 8))
-    return [0 if home == VECTORS else int(digits[(at := next(told)) : at + 8], 16) for home in homes]
+    return [0 if codec == VECTOR else int(digits[(at := next(told)) : at + 8], 16) for codec in codecs]
 
 
 def _finite(text: str) -> float:
@@ -371,7 +371,8 @@ def _check(columns: dict[str, list[Any]]) -> None:
         **{name: _are_counts(columns[name], int) for name in ("rank", "n_bytes")},
         **{name: _are_counts(columns[name], int, float, below=1e300) for name in ("density", "rel_error")},
         "home": _are_counts(homes, int, below=VECTORS + 1),
-        "tied": _are(columns["tied"], bool),
+        "tied": _are(columns["tied"], bool)
+        and all(tied <= (home == SAME) for tied, home in zip(columns["tied"], homes, strict=True)),
         "shape": _are(shapes, list)
         and _are_counts(list(chain(*shapes)), int)
         and max(map(len, shapes), default=0) <= 64,
@@ -461,8 +462,8 @@ class Reader:
             )
         self.entries = {entry.name: entry for entry in self.index.entries}
         self._places = self._find_places()
-        self._shared: dict[int, bytes] = {}
-        """What several tensors have a stretch of each, as far as it was read and unpacked."""
+        self._shared: dict[int, bytes | bytearray | str] = {}
+        """What several tensors have a stretch of each, as far as it was read and unpacked; or what is wrong with it."""
         self._lock = threading.Lock()
 
     def _expanded_bytes(self, entry: Entry) -> int:
@@ -523,16 +524,19 @@ class Reader:
                 try:
                     self._shared[key] = self._unpacked(key, self._part(part))
                 except ValueError as error:
-                    raise FormatError(self.path, f"part {part!r} is damaged: {error}") from error
-        return memoryview(self._shared[key])[at : at + entry.n_bytes]
+                    self._shared[key] = f"part {part!r} is damaged: {error}"
+            shared = self._shared[key]
+        if isinstance(shared, str):
+            raise FormatError(self.path, shared)
+        return memoryview(shared)[at : at + entry.n_bytes]
 
-    def _unpacked(self, key: int, part: memoryview) -> bytes:
+    def _unpacked(self, key: int, part: memoryview) -> bytes | bytearray:
         """What tensors have a stretch of each, from the part that it is in; ValueError if that is damaged."""
         if key == _POOL:
             return bytes(part[: len(part) - self._vector_bytes])
         if key == _VECTORS:
             lengths = [math.prod(entry.shape) for entry in self.index.entries if entry.home == VECTORS]
-            return b"".join(vectors.unpack(part[len(part) - self._vector_bytes :], lengths))
+            return vectors.unpack(part[len(part) - self._vector_bytes :], lengths)
         n_bytes = self._shared_sizes[key]
         if n_bytes > MOST_EXPANSION * len(part):
             raise ValueError("claims more than it can hold")

@@ -3,7 +3,8 @@ save.
 
 Prices are real only on the original weights. Without these they are taken on a stand-in, the decoded weights with the
 error that the layer has put back as noise. That has the energy of the original, but spread evenly; so all prices are
-scaled by one factor, which makes that of the choice in the file what it really takes.
+scaled by one factor, which makes that of the choice in the file what it really takes, or for a vector its share of what
+all vectors take.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def _name(entry: Entry) -> str:
 
 def _sections(path: Path, entry: Entry) -> tuple[dict[str, int], int, int]:
     """Where the bytes of a tensor go, how many there are, and how many there would be by the same count as of others
-    that are tried: for a vector, which is packed together with others, both are estimates."""
+    that are tried: for a vector, which is packed together with others, both are estimates, a share and what it would
+    take beside its like."""
     with Reader(path) as reader:
         n_bytes = reader.part_bytes(entry)
         if entry.codec == EXACT:

@@ -91,7 +91,7 @@ class Guide:
         """Go through the model once from that level; False where there is none to go through.
 
         Args:
-            expected: bytes of the tensors that data have a say in, at that level.
+            expected: bytes of the tensors that this settles, at that level.
             n_bytes: what they may take together; None where no size steers.
         """
         if self.model is None:

@@ -184,9 +184,9 @@ def _encode_coarse(
     if vector is not None and tensor.numel() <= _SHORT:
         return vector
     factored = _encode_factored(info, tensor, norm, setting, effort, seed, device, prove)
-    if vector is None or (factored is not None and factored.n_bytes + _OWN_BYTES < vector.n_bytes):
-        return factored
-    return vector
+    if vector is None or factored is None:
+        return vector or factored
+    return factored if factored.n_bytes + _OWN_BYTES < len(vectors.pack([vector.stream])) else vector
 
 
 def _encode_vector(info: TensorInfo, tensor: Tensor, limit: float, prove: bool) -> Piece | None:

@@ -10,7 +10,7 @@ mean, variance, the next layer's scale, ...), so step and class are forecast fro
 By itself a vector is its *record*, the code of its step and its points as they are: what `layer` makes and gets back,
 and what the checksum of the whole is of. Points times step is one product in float64, rounded once to float32.
 
-Byte layout: docs/format.md, "vectors".
+Byte layout: docs/format.md, "codec `vector`".
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ PARTS = 8
 CODES = range(-149 * PARTS, 124 * PARTS)
 """Of steps: about the range of float32."""
 MOST_POINT = 1 << 28
+"""Size that a point stays below: residue and centre, which `entropy` has doubled, then fit 32 bits."""
 TRIED_PERIODS = 32
 _LUCK = 0.1
-"""Relative error above which a step that leaves it may be far from what theory says."""
+"""Relative error above which a step far coarser than theory says may happen to leave no more."""
 SIDE_BITS = 16
 """What step, centre and class of a vector cost, about."""
 _HEAD = struct.Struct("<i")
@@ -63,7 +64,8 @@ class Vector:
 
     @property
     def n_bytes(self) -> int:
-        """What it adds to the stream, about."""
+        """What it adds to the stream, about: too much where most numbers are alike and a few are large, of which the
+        coder learns."""
         points = self.points.astype(np.float64)
         centre = _centre(self.points)
         return math.ceil((points.size * _bits(float(np.square(points - centre).mean())) + SIDE_BITS) / 8)
@@ -105,6 +107,8 @@ def quantise(values: NDArray[np.float32], limit: float) -> Vector | None:
         return None
     # what a step leaves is a twelfth of its square in the mean, but for numbers that are all small beside it
     largest = norm / math.sqrt(exact.size) * (4 if limit > _LUCK else 1.5 * math.sqrt(12) * limit)
+    if largest == 0:
+        return None
     for code in range(min(math.floor(PARTS * math.log2(largest)), CODES[-1]), CODES[0] - 1, -1):
         points = np.rint(exact / step_of(code))
         if np.abs(points).max() >= MOST_POINT:
@@ -144,8 +148,8 @@ def pack(records: Sequence[bytes | memoryview]) -> bytes:
     return bytes(out) + _CRC.pack(zlib.crc32(b"".join(records)))
 
 
-def unpack(stream: bytes | memoryview, lengths: Sequence[int]) -> list[bytes]:
-    """Records of vectors of these lengths, at least one.
+def unpack(stream: bytes | memoryview, lengths: Sequence[int]) -> bytearray:
+    """Records of vectors of these lengths, at least one, one after another.
 
     Raises:
         ValueError: the stream is damaged, or not of such vectors. Allocates for these lengths, whatever it says.
@@ -154,7 +158,7 @@ def unpack(stream: bytes | memoryview, lengths: Sequence[int]) -> list[bytes]:
         raise ValueError("vectors cut short")
     period, at, end = stream[0], 1, len(stream) - _CRC.size
 
-    def matrix(n_rows: int, n_columns: int, period: int) -> NDArray[np.int64]:
+    def matrix(n_rows: int, n_columns: int, period: int) -> NDArray[np.int32]:
         nonlocal at
         n_bytes, at = entropy.read_varint(stream[:end], at)
         if n_bytes > end - at:
@@ -163,21 +167,22 @@ def unpack(stream: bytes | memoryview, lengths: Sequence[int]) -> list[bytes]:
         at += n_bytes
         if stream[at - n_bytes] & 7:
             raise ValueError("vectors with a trellis")
-        return points.astype(np.int64) >> 1
+        points >>= 1
+        return points
 
     ahead, centres = matrix(len(lengths), 2, 1)
-    codes = _codes(ahead, period)
+    codes = _codes(ahead.astype(np.int64), period)
     if not CODES[0] <= codes.min() <= codes.max() <= CODES[-1]:
         raise ValueError("a step that there is none of")
-    records: list[bytes] = [b""] * len(lengths)
+    starts = np.cumsum([0, *map(record_bytes, lengths)])
+    records = bytearray(int(starts[-1]))  # whatever is added to these counts: few bytes may stand for many numbers
     for group in _by_length(lengths):
-        points = matrix(lengths[group[0]], len(group), period)
-        for i, column in zip(group, points, strict=True):
-            whole = column + centres[i]
-            if np.abs(whole).max() >= MOST_POINT:
+        for i, column in zip(group, matrix(lengths[group[0]], len(group), period), strict=True):
+            column += centres[i]
+            if column.min() <= -MOST_POINT or column.max() >= MOST_POINT:
                 raise ValueError("points that are too large")
-            records[i] = Vector(int(codes[i]), whole.astype(np.int32)).record
-    if at != end or zlib.crc32(b"".join(records)) != _CRC.unpack(stream[end:])[0]:
+            records[starts[i] : starts[i + 1]] = Vector(int(codes[i]), column).record
+    if at != end or zlib.crc32(records) != _CRC.unpack(stream[end:])[0]:
         raise ValueError("the vectors do not have the hash that their stream states")
     return records
 

@@ -309,6 +309,13 @@ def test_regression_same_as_of_a_tensor_with_a_home(value: Any, forged: Forged, 
     assert outcome(lambda: paramcompress.load_file(tmp_path / "a")) == "FormatError"
 
 
+def test_regression_tied_to_nothing(forged: Forged, tmp_path: Path) -> None:
+    """Was KeyError in load_file: only of tensors without bytes of their own was it asked what they are tied to."""
+    put(forged, "tied", True)
+    (tmp_path / "a").write_bytes(forged.build())
+    assert outcome(lambda: paramcompress.load_file(tmp_path / "a")) == "FormatError"
+
+
 @pytest.mark.parametrize("value", [[], {}, 5, None, "pickle"])
 def test_regression_kind_that_is_none(value: Any, forged: Forged, tmp_path: Path) -> None:
     """Was TypeError in expand, where a list was looked up in a dict."""
