@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.prices import N_MAGNITUDES
-from paramcompress.tokens import scale_context
+from paramcompress.tokens import POINT_LIMIT, scale_context
 from paramcompress.trellis import Trellis, lines_per_chain
 
 AHEAD = 48
@@ -49,6 +49,17 @@ STRETCH = 32
 """Columns over which every path has sums of its own, which then stay in the nearest cache."""
 _PIECE = 32
 """Rows of a diagonal metric that are dealt with at a time."""
+_LANES = np.uintp(32)
+"""Numbers in a row of what is worked with, one for each state; the most states that there are. Rows lie at fixed
+distances in one flat array, and indices are unsigned, or LLVM would make no vector instructions (`quantize`)."""
+_QUANTISER, _MOVED, _SIZE, _NEAR, _ZERO = (_LANES * np.uintp(at) for at in range(5))
+_PRICES = _LANES * np.uintp(5)
+"""Four rows, and then two each for even and odd symbols."""
+_TOTALS = _PRICES + np.uintp(4) * _LANES
+_POINTS = _TOTALS + np.uintp(2) * _LANES
+_WORK = int(_POINTS) + 2 * int(_LANES)
+_FARTHEST = float((POINT_LIMIT >> 1) - 4)
+"""Symbol next to which points are looked for at most, so that they are below the limit."""
 _FAR = np.inf
 """Cost of what no path leads to: above every cost, for metrics and numbers come from files of strangers."""
 _Array = NDArray[np.float64]
@@ -163,7 +174,7 @@ def quantize_in_metric(
     points = np.zeros(rows.shape, np.int32)
     starts = np.cumsum([0, *(one.metric.shape[1] for one in worth.feedings)])
     sides = cost.astype(np.float64), scales.base, scales.rows.astype(np.int64), scales.columns.astype(np.int64)
-    walk = trellis.next_state.astype(np.int64), trellis.quantiser.astype(np.int64), trellis.loud_class
+    walk = _into(trellis), trellis.quantiser.astype(np.int64), trellis.loud_class
     per_chain = lines_per_chain(len(x))
     roots, gram = _flat([one.root for one in worth.feedings]), worth.gram
     weights = np.ascontiguousarray(np.einsum("rii->ri", gram)).reshape(-1)
@@ -184,6 +195,12 @@ def quantize_in_metric(
     return np.ascontiguousarray(points.T)
 
 
+def _into(trellis: Trellis) -> NDArray[np.int64]:
+    """(n_states, 2): from where each state is reached, as parity * _LANES + the state before."""
+    by_target = np.argsort(trellis.next_state.reshape(-1), kind="stable").reshape(-1, 2)
+    return (by_target & 1) * int(_LANES) + (by_target >> 1)
+
+
 def _flat(blocks: Sequence[_Array]) -> _Array:
     """(n_groups, sum of n^2) of matrices (n_groups, n, n)."""
     flat = [one.reshape(len(one), -1) for one in blocks]
@@ -192,7 +209,7 @@ def _flat(blocks: Sequence[_Array]) -> _Array:
 
 @compiled
 def _choose_rows(
-    x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, next_state, quantiser, loud_class,
+    x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, into, quantiser, loud_class,
     per_chain, again, points,
 ):  # fmt: skip
     """Choose row after row, feeding forward or, what was chosen, `again`.
@@ -211,12 +228,12 @@ def _choose_rows(
     chosen = np.zeros((n_columns, n_states), np.int32)
     ahead_from = np.zeros((AHEAD, n_states), np.int8)
     ahead_chosen = np.zeros((AHEAD, n_states), np.int32)
-    changes = np.empty((n_columns, n_states))
-    owed = np.empty((2, n_states, STRETCH))
+    nodes = np.empty((n_columns, n_states), np.int8)
+    owed = np.zeros((2, n_states, STRETCH))  # zeros, since states that no path leads to are weighed with the others
     centre = np.empty(n_columns)
     pull = np.empty(n_columns)
     before = np.empty(n_columns, np.int32)
-    walk = next_state, quantiser, loud_class
+    walk = into, quantiser, loud_class
     state = 0
     for i in range(n_rows):
         if i % per_chain == 0:
@@ -233,7 +250,7 @@ def _choose_rows(
         chosen[:] = 0
         _search(
             centre, pull, matrix[g], starts, pivots[g], worth[i], cost, base + rows[i], columns, *walk, again,
-            path, came_from, chosen, changes, owed,
+            path, came_from, chosen, nodes, owed,
         )  # fmt: skip
         before[:] = points[i]
         end = np.argmin(path)
@@ -248,11 +265,11 @@ def _choose_rows(
             if rows[k] == DEAD:
                 continue
             more = min(n_columns, AHEAD - n)
-            _aim(k, x, points, carried, worth, coupling, again, centre, pull)
+            _aim(k, x, points, carried, worth, coupling, again, centre[:more], pull)
             ahead_from[n : n + more] = 0
             _search(
                 centre[:more], pull, matrix[k // n_here], starts, pivots[k // n_here], worth[k], cost, base + rows[k],
-                columns, *walk, again, ahead, ahead_from[n:], ahead_chosen[n:], changes, owed,
+                columns, *walk, again, ahead, ahead_from[n:], ahead_chosen[n:], nodes, owed,
             )  # fmt: skip
             n += more
         if n > 0:
@@ -272,15 +289,11 @@ def _choose_rows(
             for j in range(first, stop):
                 if points[i, j] != before[j]:
                     changed = True
-                    change = np.float64(points[i, j] - before[j])
-                    for k in range(stop - first):
-                        pull[first + k] += change * matrix[g, at + (j - first) * (stop - first) + k]
+                    _add(np.float64(points[i, j] - before[j]), matrix[g, at : at + stop - first], pull[first:stop])
+                at += stop - first
             if changed:
                 for other in range(i - i % run, i - i % run + run):
-                    factor = coupling[i // run, other % run, i % run]
-                    for k in range(first, stop):
-                        carried[other, k] += factor * pull[k]
-            at += (stop - first) ** 2
+                    _add(coupling[i // run, other % run, i % run], pull[first:stop], carried[other, first:stop])
 
 
 @compiled
@@ -292,19 +305,19 @@ def _aim(i, x, points, carried, worth, coupling, again, centre, pull):
             centre[j] = points[i, j]
             pull[j] = carried[i, j] / worth[i]
         return
-    centre[:] = x[i]
+    for j in range(len(centre)):
+        centre[j] = x[i, j]
     pull[:] = 0.0
     for k in range(i - i % run, i - i % run + run):
         factor = coupling[i // run, i % run, k % run]
         if k != i and factor != 0:
-            for j in range(len(centre)):
-                centre[j] += factor * carried[k, j]
+            _add(factor, carried[k, : len(centre)], centre)
 
 
 @compiled
 def _search(
-    centre, pull, matrix, starts, pivots, worth, cost, base, columns, next_state, quantiser, loud_class, again,
-    path, came_from, chosen, changes, owed,
+    centre, pull, matrix, starts, pivots, worth, cost, base, columns, into, quantiser, loud_class, again,
+    path, came_from, chosen, nodes, owed,
 ):  # fmt: skip
     """Viterbi search along a row, or as much of it as there are numbers in `centre`.
 
@@ -314,10 +327,13 @@ def _search(
     have met, and only what came after has to be added path by path.
 
     path: (n_states,) what it costs to be in each state, before and after. Fills (n, n_states) where the best path came
-    from, and by which point. To work in: changes (n, n_states), owed (2, n_states, STRETCH).
+    from, and by which point. To work in: nodes (n, n_states), owed (2, n_states, STRETCH).
     """
     n_states = len(quantiser)
-    after = np.empty(n_states)
+    n_nodes = np.empty(len(centre), np.int64)
+    work = np.empty(_WORK)
+    for s in range(n_states):
+        work[_QUANTISER + np.uintp(s)] = quantiser[s]
     now, then = owed[0], owed[1]
     n = len(centre)
     at = 0
@@ -327,9 +343,10 @@ def _search(
         for left in range(first, stop, STRETCH):
             right = min(left + STRETCH, stop)
             block = matrix[at : at + width * width].reshape(width, width)
-            settled = _gather(
-                settled, left, right, first, stop, block, centre, path, came_from, chosen, changes, pull, now
-            )
+            now, then, settled = _gather(
+                settled, left, right, first, stop, block, centre, path, came_from, chosen, nodes, n_nodes, pull, now,
+                then,
+            )  # fmt: skip
             for j in range(left, right):
                 row = block[j - first, left - first : right - first]
                 pivot = row[j - left]
@@ -344,27 +361,10 @@ def _search(
                             now[s, k] -= row[k] * centre[j]
                     continue
                 c, shift = scale_context(base + columns[j])
-                after[:] = _FAR
+                _weigh(centre[j], now, j - left, pivot, per_error, cost[c], shift, c >= loud_class, again, path, work)
+                _advance(into, work, path, came_from[j], chosen[j])
                 for s in range(n_states):
-                    if path[s] == _FAR:
-                        continue
-                    moved = now[s, j - left] / pivot
-                    q = quantiser[s]
-                    least_even, even, least_odd, odd = _best_points(
-                        centre[j] - moved, per_error, cost[c, q], shift, q, c >= loud_class
-                    )
-                    total = path[s] - (per_error * moved * moved if again else 0.0)
-                    for parity in range(2):
-                        to = next_state[s, parity]
-                        found = total + (least_odd if parity else least_even)
-                        if found < after[to]:
-                            after[to] = found
-                            came_from[j, to] = s
-                            chosen[j, to] = odd if parity else even
-                path[:] = after
-                for s in range(n_states):
-                    if path[s] != _FAR:
-                        _carry(j + 1 - left, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
+                    _carry(j + 1 - left, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
                 now, then = then, now
         at += width * width
 
@@ -377,38 +377,58 @@ def _carry(begin, source, change, row, into):
 
 
 @compiled
-def _gather(settled, left, right, first, stop, block, centre, path, came_from, chosen, changes, pull, now):
-    """Fill now (n_states, right - left) with what the changes before column `left` move each path's columns by.
+def _add(change, row, into):
+    """into += change * row. (With `_carry` LLVM would have to make sure that it reads no number twice.)"""
+    for k in range(np.uintp(len(row))):
+        into[k] += row[k] * change
 
-    Columns before `settled`, in which all paths agree, are in `pull` already; returns up to where they are now.
+
+@compiled
+def _gather(settled, left, right, first, stop, block, centre, path, came_from, chosen, nodes, n_nodes, pull, now, then):
+    """Fill now or then (n_states, STRETCH) with what the changes before column `left` move the columns up to `right` of
+    each path by. Returns which of them, the other one, and up to where all paths agree.
+
+    Up to `settled` they did before, and what came until there is in `pull` already. From there on they are a tree, that
+    is gone through once from the leaves, to find what is still part of a path, and once from the root, adding up.
+
+    nodes, n_nodes: to work in: the states that paths are in behind each column, and how many these are.
     """
     n_states = len(path)
-    current = np.arange(n_states)
-    state = np.int64(0)
-    begin = left
-    met = False
-    while begin > settled and not met:
+    seen = np.full(n_states, -1)
+    here = np.empty(n_states, np.int64)
+    n = 0
+    for s in range(n_states):
+        if path[s] != _FAR:
+            here[n] = s
+            n += 1
+    begin, state = left, np.int64(0)
+    while begin > settled:
         begin -= 1
-        state = np.int64(-1)
-        met = True
-        for s in range(n_states):
-            if path[s] != _FAR:
-                changes[begin, s] = chosen[begin, current[s]] - centre[begin]
-                current[s] = came_from[begin, current[s]]
-                met = met and (state < 0 or state == current[s])
-                state = current[s]
+        n_nodes[begin] = n
+        n = 0
+        for at in range(n_nodes[begin]):
+            nodes[begin, at] = here[at]
+            state = np.int64(came_from[begin, here[at]])
+            if seen[state] != begin:
+                seen[state] = begin
+                here[n] = state
+                n += 1
+        if n == 1:
+            break
     for j in range(begin - 1, settled - 1, -1):
         change = chosen[j, state] - centre[j]
         state = np.int64(came_from[j, state])
         if change != 0:
-            _carry(0, pull[left:stop], change, block[j - first, left - first : stop - first], pull[left:stop])
+            _add(change, block[j - first, left - first : stop - first], pull[left:stop])
     for s in range(n_states):
-        if path[s] != _FAR:
-            now[s, : right - left] = pull[left:right]
-            for j in range(begin, left):
-                if changes[j, s] != 0:
-                    _carry(0, now[s], changes[j, s], block[j - first, left - first : right - first], now[s])
-    return begin
+        now[s, : right - left] = pull[left:right]
+    for j in range(begin, left):
+        row = block[j - first, left - first : right - first]
+        for at in range(n_nodes[j]):
+            s = nodes[j, at]
+            _carry(0, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
+        now, then = then, now
+    return now, then, begin
 
 
 @compiled
@@ -420,25 +440,79 @@ def _trace_back(came_from, chosen, state, points):
 
 
 @compiled
-def _best_points(number, worth, bits, shift, q, loud):
-    """Least worth * (number - point)**2 + bits of the points of quantiser q that lead on by an even symbol, and that
-    point; the same of those that do by an odd one. Near the number, or zero."""
-    size = abs(number)
-    no_zero = q == 1 and loud
-    least_even, least_odd = _FAR if no_zero else worth * size * size + bits[0], _FAR
-    even = odd = np.int64(0)
-    near = max(((np.int64(size) + q) >> 1) - 1, 0)
-    for k in range(near, near + 4):
-        point = 2 * k - q if k or no_zero else 0
-        magnitude = k if k or not no_zero else 1
-        total = worth * (size - point) ** 2 + bits[min(magnitude >> shift, N_MAGNITUDES - 1)]
-        if k & 1:
-            if total < least_odd:
-                least_odd, odd = total, point
-        elif total < least_even:
-            least_even, even = total, point
-    if number < 0:
-        even, odd = -even, -odd
-        if no_zero:
-            return least_odd, odd, least_even, even
-    return least_even, even, least_odd, odd
+def _weigh(centre, owed, at, pivot, worth, bits, shift, loud, again, path, work):
+    """What each path costs with the best point of either parity behind it, and that point: rows _TOTALS and _POINTS.
+
+    Of the points of a quantiser only those count that are as large as the wanted number or next to that, two above and
+    two below, and zero. No branches, since nobody could foresee which way they go; the loops with prices apart, since
+    looking them up is no vector instruction.
+    """
+    n_states = np.uintp(len(path))
+    is_loud = 1.0 if loud else 0.0
+    for s in range(n_states):
+        work[_MOVED + s] = owed[s, at]
+    for s in range(n_states):
+        moved = work[_MOVED + s] / pivot
+        size = abs(centre - moved)
+        near = np.floor((size + work[_QUANTISER + s]) * 0.5) - 1
+        near = near if near > 0 else 0.0  # also where it is no number
+        work[_MOVED + s] = moved
+        work[_SIZE + s] = size
+        work[_NEAR + s] = near if near < _FARTHEST else _FARTHEST
+    for s in range(n_states):
+        of_q = bits[np.uintp(work[_QUANTISER + s])]
+        near = np.int64(work[_NEAR + s])
+        turned = np.int64(is_loud * work[_QUANTISER + s]) & np.int64(near == 0)
+        work[_PRICES + s] = _price(of_q, near + turned, shift)
+        for k in range(np.uintp(1), np.uintp(4)):
+            work[_PRICES + k * _LANES + s] = _price(of_q, near + np.int64(k), shift)
+        work[_ZERO + s] = of_q[0]
+    for s in range(n_states):
+        q, near, size, moved = work[_QUANTISER + s], work[_NEAR + s], work[_SIZE + s], work[_MOVED + s]
+        no_zero = q * is_loud > 0
+        first = 2 * near - q
+        # quantiser 1's innermost point is zero, or, where it has none, that of magnitude 1 on the other side
+        a_point = 0.0 if near == 0 and not no_zero else first
+        b_point, c_point, d_point = first + 2, first + 4, first + 6
+        a = worth * (size - a_point) ** 2 + work[_PRICES + s]
+        b = worth * (size - b_point) ** 2 + work[_PRICES + _LANES + s]
+        c = worth * (size - c_point) ** 2 + work[_PRICES + np.uintp(2) * _LANES + s]
+        d = worth * (size - d_point) ** 2 + work[_PRICES + np.uintp(3) * _LANES + s]
+        a_point = c_point if c < a else a_point
+        a = c if c < a else a
+        b_point = d_point if d < b else b_point
+        b = d if d < b else b
+        odd_first = near - 2 * np.floor(near * 0.5) > 0
+        even, even_point = b if odd_first else a, b_point if odd_first else a_point
+        odd, odd_point = a if odd_first else b, a_point if odd_first else b_point
+        zero = _FAR if no_zero else worth * size * size + work[_ZERO + s]
+        even_point = even_point if even < zero else 0.0
+        even = even if even < zero else zero
+        negative = centre - moved < 0
+        turned = negative and no_zero
+        total = path[s] - (worth * moved * moved if again else 0.0)
+        work[_TOTALS + s] = total + (odd if turned else even)
+        work[_TOTALS + _LANES + s] = total + (even if turned else odd)
+        even_point = -even_point if negative else even_point
+        odd_point = -odd_point if negative else odd_point
+        work[_POINTS + s] = odd_point if turned else even_point
+        work[_POINTS + _LANES + s] = even_point if turned else odd_point
+
+
+@compiled
+def _price(bits, magnitude, shift):
+    return bits[np.uintp(min(magnitude >> shift, N_MAGNITUDES - 1))]
+
+
+@compiled
+def _advance(into, work, path, came_from, chosen):
+    """Of the two ways into each state the cheaper one; none where both cost more than there is."""
+    for s in range(np.uintp(len(path))):
+        one, other = np.uintp(into[s, 0]), np.uintp(into[s, 1])
+        least = work[_TOTALS + one] if work[_TOTALS + one] < _FAR else _FAR  # or no number would stay for ever
+        is_other = work[_TOTALS + other] < least
+        least = work[_TOTALS + other] if is_other else least
+        way = other if is_other else one
+        path[s] = least
+        came_from[s] = way % _LANES
+        chosen[s] = np.int32(work[_POINTS + way]) if least < _FAR else 0

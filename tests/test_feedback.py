@@ -12,7 +12,7 @@ from helpers import EVERY_TRELLIS, parity_of, uniform_scales
 
 from paramcompress import entropy, prices
 from paramcompress.entropy import DEAD, Scales
-from paramcompress.feedback import STRETCH, Feeding, Worth, _best_points, quantize_in_metric
+from paramcompress.feedback import STRETCH, Feeding, Worth, quantize_in_metric
 from paramcompress.quantize import quantize
 from paramcompress.trellis import CHAIN, Trellis, lines_per_chain
 
@@ -93,6 +93,25 @@ def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.G
     assert sums[1] <= sums[0] * (1 + 1e-5)
 
 
+def best_points(number: float, worth: float, bits: np.ndarray, q: int, loud: bool) -> tuple[float, int, float, int]:
+    """Least worth * (number - point)**2 + bits of the points of quantiser q that lead on by an even symbol, and that
+    point; the same of those that do by an odd one. Two on either side of the number's size, or zero."""
+    no_zero = q == 1 and loud
+    found = {0: (np.inf, 0) if no_zero else (worth * number * number + bits[0], 0), 1: (np.inf, 0)}
+    near = max(((int(abs(number)) + q) >> 1) - 1, 0)
+    for k in range(near, near + 4):
+        point = 2 * k - q if k or no_zero else 0
+        magnitude = k if k or not no_zero else 1
+        total = worth * (abs(number) - point) ** 2 + bits[min(magnitude, len(bits) - 1)]
+        if total < found[k & 1][0]:
+            found[k & 1] = total, point
+    if number < 0:
+        found = {parity: (total, -point) for parity, (total, point) in found.items()}
+        if no_zero:
+            found = {0: found[1], 1: found[0]}
+    return *found[0], *found[1]
+
+
 def slow_row(
     centre: np.ndarray, pull: np.ndarray, matrix: np.ndarray, costs: np.ndarray, trellis: Trellis, bits: np.ndarray,
     *, again: bool,
@@ -106,7 +125,7 @@ def slow_row(
         best: dict[int, tuple[float, int, int]] = {}
         for s in sorted(paths):
             moved, q = paths[s][2][j] / matrix[j, j], int(trellis.quantiser[s])
-            found = _best_points(centre[j] - moved, costs[j], bits[q], 0, q, trellis.loud_class <= CLASS)
+            found = best_points(centre[j] - moved, costs[j], bits[q], q, trellis.loud_class <= CLASS)
             for parity in range(2):
                 to = int(trellis.next_state[s, parity])
                 total = paths[s][0] + found[2 * parity] - costs[j] * moved**2 * again
