@@ -102,6 +102,8 @@ class Calibrated:
     """A rehearsal will take back what errors do to means, so that they are counted without."""
     for_size: bool = True
     """What the model gives counts; under limits it is what each layer gives, place by place."""
+    workers: int = 1
+    """Threads for one weight, where a rehearsal has nothing else to do meanwhile."""
 
     def __post_init__(self) -> None:
         self.n_weights = sum(one.numel() for name, one in self.weights.items() if name in self.moments)
@@ -346,8 +348,9 @@ class _Rehearsal:
             centred = job.means_return and moment.about_means() is not moment
             target = sums.target(before.weight, metric.rows, centred=centred)
             fit = MetricFit(
-                before.weight, before.layout, metric, job.effort, target=target, dictionary=before.dictionary
-            )
+                before.weight, before.layout, metric, job.effort,
+                target=target, dictionary=before.dictionary, workers=job.workers,
+            )  # fmt: skip
             piece = self._within_budget(info, tensor, fit)
         else:
             piece = job.encode(info, tensor, self.aim)

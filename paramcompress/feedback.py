@@ -30,9 +30,11 @@ with its own metric (1 but for grouped convolutions).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +42,7 @@ from numpy.typing import NDArray
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.jit import compiled
 from paramcompress.prices import N_MAGNITUDES
+from paramcompress.threads import in_order
 from paramcompress.tokens import POINT_LIMIT, scale_context
 from paramcompress.trellis import Trellis, lines_per_chain
 
@@ -152,6 +155,7 @@ def quantize_in_metric(
     cost: NDArray[np.float32],
     worth: Worth,
     n_passes: int,
+    workers: int = 1,
 ) -> NDArray[np.int32]:
     """Points, on a trellis along the rows, that nearly minimise the cost of their errors plus their bits.
 
@@ -160,6 +164,7 @@ def quantize_in_metric(
         cost: (classes, 2, magnitudes) bits, from `prices.cost_table`.
         n_passes: times that every row is chosen again; 0 feeds forward only. Each lowers the cost, but for rare ones in
             which a row leads where the rest of its chain pays more than what was looked at.
+        workers: threads, for runs of rows that have nothing to do with one another. Points do not depend on it.
 
     Returns:
         points (n_columns, n_rows), zero in dead rows and columns.
@@ -179,10 +184,18 @@ def quantize_in_metric(
     roots, gram = _flat([one.root for one in worth.feedings]), worth.gram
     weights = np.ascontiguousarray(np.einsum("rii->ri", gram)).reshape(-1)
     carried = np.zeros_like(rows)  # errors of the rows that were chosen
+    size = math.lcm(gram.shape[1], per_chain)
+    stretches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
+
+    def choose_rows(*how: Any) -> None:
+        def choose(stretch: range) -> None:
+            _choose_rows(rows, *how, stretch.start, stretch.stop, points)
+
+        for _ in in_order(choose, stretches, workers, len):
+            pass
 
     def feed(rows_worth: _Array, coupling: _Array) -> None:
-        choose = roots, starts, worth.pivots, rows_worth, coupling, *sides, *walk, per_chain, False
-        _choose_rows(rows, carried, *choose, points)
+        choose_rows(carried, roots, starts, worth.pivots, rows_worth, coupling, *sides, *walk, per_chain, False)
 
     feed(worth.rows, worth.chained)
     if n_passes:
@@ -190,8 +203,7 @@ def quantize_in_metric(
             feed(weights, gram / weights.reshape(len(gram), -1, 1))
         metric, pull = _flat([one.metric for one in worth.feedings]), worth.image(points - rows)
         for _ in range(n_passes):
-            choose = metric, starts, worth.own, weights, gram, *sides, *walk, per_chain, True
-            _choose_rows(rows, pull, *choose, points)
+            choose_rows(pull, metric, starts, worth.own, weights, gram, *sides, *walk, per_chain, True)
     return np.ascontiguousarray(points.T)
 
 
@@ -210,9 +222,9 @@ def _flat(blocks: Sequence[_Array]) -> _Array:
 @compiled
 def _choose_rows(
     x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, into, quantiser, loud_class,
-    per_chain, again, points,
+    per_chain, again, begin, end, points,
 ):  # fmt: skip
-    """Choose row after row, feeding forward or, what was chosen, `again`.
+    """Choose row after row, from `begin` to before `end`, feeding forward or, what was chosen, `again`.
 
     matrix: V or, again, M, the blocks one after another, which begin at columns `starts`; pivots (n_groups, n_columns):
     what an error costs for a worth of 1. coupling: by what the errors of other rows move what is wanted of a row; or,
@@ -235,7 +247,7 @@ def _choose_rows(
     before = np.empty(n_columns, np.int32)
     walk = into, quantiser, loud_class
     state = 0
-    for i in range(n_rows):
+    for i in range(begin, end):
         if i % per_chain == 0:
             state = 0
         if rows[i] == DEAD:
@@ -253,13 +265,13 @@ def _choose_rows(
             path, came_from, chosen, nodes, owed,
         )  # fmt: skip
         before[:] = points[i]
-        end = np.argmin(path)
-        _trace_back(came_from, chosen, end, points[i])
+        last = np.argmin(path)
+        _trace_back(came_from, chosen, last, points[i])
         if not again:
             carried[i] = x[i] - points[i]
         n = 0
         ahead[:] = path
-        for k in range(i + 1, min(i - i % per_chain + per_chain, n_rows) if n_states > 1 else 0):
+        for k in range(i + 1, min(i - i % per_chain + per_chain, end) if n_states > 1 else 0):
             if n == AHEAD:
                 break
             if rows[k] == DEAD:
@@ -273,11 +285,11 @@ def _choose_rows(
             )  # fmt: skip
             n += more
         if n > 0:
-            end = np.argmin(ahead)
+            last = np.argmin(ahead)
             for at in range(n - 1, -1, -1):
-                end = np.int64(ahead_from[at, end])
-            _trace_back(came_from, chosen, end, points[i])
-        state = end
+                last = np.int64(ahead_from[at, last])
+            _trace_back(came_from, chosen, last, points[i])
+        state = last
         if not again:
             carried[i] = x[i] - points[i]
             continue

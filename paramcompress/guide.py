@@ -137,6 +137,7 @@ def make(
     stats: Stats | None,
     seed: int,
     device: str,
+    workers: int,
 ) -> Guide | None:
     """Guide of a squeeze; None where nothing is there to guide it.
 
@@ -178,7 +179,7 @@ def make(
         notes.append(f"data do not reach {', '.join(unreached[:3])}{more}: coded without")
     for_size = _for_size(options)
     means_return = model is not None and for_size
-    calibrated = Calibrated(moments, weights, effort, seed, device, notes, means_return, for_size)
+    calibrated = Calibrated(moments, weights, effort, seed, device, notes, means_return, for_size, workers)
     return Guide(calibrated, model, kept, options)
 
 

@@ -175,6 +175,7 @@ class MetricFit:
         weight: (n_out, n_in * K), finite.
         target: what is to be approximated in its place where later layers have to make good for earlier ones; the
             dictionary is still that of the weight.
+        workers: threads. Factors do not depend on it.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class MetricFit:
         target: NDArray[np.float64] | None = None,
         dictionary: Dictionary | None = None,
         seed: int = 0,
+        workers: int = 1,
     ) -> None:
         self.weight, self.layout, self.effort = weight, layout, effort
         self.target = weight.astype(np.float64) if target is None else target
@@ -199,7 +201,7 @@ class MetricFit:
         if coupling is not None:
             coupling = (1 - metric.doubt) * coupling + metric.doubt * np.eye(coupling.shape[1])
         self.metric = Metric(worth, columns, coupling)
-        self.dictionary, self.seed = dictionary, seed
+        self.dictionary, self.seed, self.workers = dictionary, seed, workers
         self._last: _Coordinates | None = None
 
     def at(self, price: float, *, rough: bool = False) -> Factors:
@@ -338,9 +340,9 @@ class MetricFit:
         for passes in () if nothing else (0, 0 if rough else N_PASSES):
             turned = None if grid.by_row else worth.turned
             if turned is None:
-                points = quantize_in_metric(x, scales, trellis, cost, worth, passes)
+                points = quantize_in_metric(x, scales, trellis, cost, worth, passes, self.workers)
             else:
-                points = quantize_in_metric(x.T, scales.turned, trellis, cost, turned, passes).T
+                points = quantize_in_metric(x.T, scales.turned, trellis, cost, turned, passes, self.workers).T
                 points = np.ascontiguousarray(points)
             symbols = Symbols(points, scales, trellis, by_row=turned is None)
             if not points.any():

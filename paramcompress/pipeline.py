@@ -141,7 +141,7 @@ def squeeze(
         with torch_threads(n_threads):
             guided = guide.make(
                 checkpoint, limits, options, EFFORTS[effort],
-                model=model, batches=batches, stats=stats, seed=seed, device=device,
+                model=model, batches=batches, stats=stats, seed=seed, device=device, workers=workers,
             )  # fmt: skip
         about = {
             "source": checkpoint.path.name if checkpoint.path is not None else "",

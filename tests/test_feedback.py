@@ -78,6 +78,17 @@ def a_coupling(rng: np.random.Generator, n_runs: int, run: int, correlation: flo
     return np.tril(correlation * rng.standard_normal((n_runs, run, run)) / np.sqrt(run), -1) + np.eye(run)
 
 
+@pytest.mark.parametrize(("n_columns", "n_rows", "run"), [(520, 12, 4), (40, 60, 6), (40, 60, 1), (30, 20, 20)])
+def test_workers_change_no_point(n_columns: int, n_rows: int, run: int, rng: np.random.Generator) -> None:
+    """Chains of one row and of thirteen, runs that they fit and that they do not; two groups."""
+    x = rng.standard_normal((n_columns, n_rows)) * 3
+    metric = np.concatenate([a_metric(rng, n_columns), a_metric(rng, n_columns)])
+    coupling = a_coupling(rng, n_rows // run, run) if run > 1 else None
+    worth = Worth(rng.random(n_rows) + 0.5, [Feeding(metric if n_rows // run > 1 else metric[:1])], coupling)
+    search = x, uniform_scales(n_columns, n_rows), EVERY_TRELLIS[8], prices.cost_table(), worth, 2
+    np.testing.assert_array_equal(quantize_in_metric(*search, 3), quantize_in_metric(*search))
+
+
 @ALL
 def test_in_a_flat_metric_it_is_the_other_search(n_states: int, rng: np.random.Generator) -> None:
     """Without correlations there is nothing to make good: along a row as down a column the search finds the one
