@@ -366,7 +366,7 @@ class _Rehearsal:
             self._vector(bias_name, moved, bias)
 
     def _within_budget(self, info: TensorInfo, tensor: Tensor, fit: MetricFit) -> Piece | None:
-        """A weight at the level of the aim; a large one so near to its share as a few tries lead."""
+        """A weight at the level of the aim; a large one as near to its share as a few tries lead."""
         level = self.aim.level
         share = None if self.budget is None else self.budget.share(info.name)
         tried: dict[float, int] = {}

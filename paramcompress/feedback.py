@@ -474,8 +474,8 @@ def _weigh(centre, owed, at, pivot, worth, bits, shift, loud, again, path, work)
     for s in range(n_states):
         of_q = bits[np.uintp(work[_QUANTISER + s])]
         near = np.int64(work[_NEAR + s])
-        turned = np.int64(is_loud * work[_QUANTISER + s]) & np.int64(near == 0)
-        work[_PRICES + s] = _price(of_q, near + turned, shift)
+        beyond_zero = np.int64(is_loud * work[_QUANTISER + s]) & np.int64(near == 0)
+        work[_PRICES + s] = _price(of_q, near + beyond_zero, shift)
         for k in range(np.uintp(1), np.uintp(4)):
             work[_PRICES + k * _LANES + s] = _price(of_q, near + np.int64(k), shift)
         work[_ZERO + s] = of_q[0]

@@ -143,6 +143,7 @@ def make(
 
     Args:
         limits: single layers with settings of their own are squeezed by these, without data.
+        workers: threads for one layer of a rehearsal.
 
     Raises:
         CalibrationError: model, data, moments and checkpoint do not belong together.

@@ -175,7 +175,7 @@ def unpack(stream: bytes | memoryview, lengths: Sequence[int]) -> bytearray:
     if not CODES[0] <= codes.min() <= codes.max() <= CODES[-1]:
         raise ValueError("a step that there is none of")
     starts = np.cumsum([0, *map(record_bytes, lengths)])
-    records = bytearray(int(starts[-1]))  # whatever is added to these counts: few bytes may stand for many numbers
+    records = bytearray(int(starts[-1]))  # no copies beside it: few bytes may stand for many numbers
     for group in _by_length(lengths):
         for i, column in zip(group, matrix(lengths[group[0]], len(group), period), strict=True):
             column += centres[i]
