@@ -50,6 +50,8 @@ AHEAD = 48
 """Numbers behind a row, in the rows that follow, that are looked at before it is settled in which state it ends."""
 STRETCH = 32
 """Columns over which every path has sums of its own, which then stay in the nearest cache."""
+ABREAST = 8
+"""Runs of rows that go through a wide metric together."""
 _PIECE = 32
 """Rows of a diagonal metric that are dealt with at a time."""
 _LANES = np.uintp(32)
@@ -184,12 +186,14 @@ def quantize_in_metric(
     roots, gram = _flat([one.root for one in worth.feedings]), worth.gram
     weights = np.ascontiguousarray(np.einsum("rii->ri", gram)).reshape(-1)
     carried = np.zeros_like(rows)  # errors of the rows that were chosen
-    size = math.lcm(gram.shape[1], per_chain)
+    run = gram.shape[1]
+    abreast = min(ABREAST, -(-len(rows) // (run * workers))) if per_chain == 1 else 1
+    size = math.lcm(run, per_chain) * abreast
     stretches = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
 
     def choose_rows(*how: Any) -> None:
         def choose(stretch: range) -> None:
-            _choose_rows(rows, *how, stretch.start, stretch.stop, points)
+            _choose_rows(rows, *how, stretch.start, stretch.stop, abreast, points)
 
         for _ in in_order(choose, stretches, workers, len):
             pass
@@ -199,7 +203,7 @@ def quantize_in_metric(
 
     feed(worth.rows, worth.chained)
     if n_passes:
-        if gram.shape[1] > 1:
+        if run > 1:
             feed(weights, gram / weights.reshape(len(gram), -1, 1))
         metric, pull = _flat([one.metric for one in worth.feedings]), worth.image(points - rows)
         for _ in range(n_passes):
@@ -222,9 +226,10 @@ def _flat(blocks: Sequence[_Array]) -> _Array:
 @compiled
 def _choose_rows(
     x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, into, quantiser, loud_class,
-    per_chain, again, begin, end, points,
+    per_chain, again, begin, end, abreast, points,
 ):  # fmt: skip
-    """Choose row after row, from `begin` to before `end`, feeding forward or, what was chosen, `again`.
+    """Choose row after row, from `begin` to before `end`, feeding forward or, what was chosen, `again`; of as many runs
+    as go abreast, all in chains of one row, a row each at a time.
 
     matrix: V or, again, M, the blocks one after another, which begin at columns `starts`; pivots (n_groups, n_columns):
     what an error costs for a worth of 1. coupling: by what the errors of other rows move what is wanted of a row; or,
@@ -234,78 +239,105 @@ def _choose_rows(
     n_here = n_rows // len(matrix)
     run = coupling.shape[1]
     n_states = len(quantiser)
-    path = np.empty(n_states)
-    ahead = np.empty(n_states)
-    came_from = np.zeros((n_columns, n_states), np.int8)
-    chosen = np.zeros((n_columns, n_states), np.int32)
-    ahead_from = np.zeros((AHEAD, n_states), np.int8)
-    ahead_chosen = np.zeros((AHEAD, n_states), np.int32)
+    lanes = np.empty(abreast, np.int64)
+    path = np.empty((abreast, n_states))
+    came_from = np.zeros((abreast, n_columns, n_states), np.int8)
+    chosen = np.zeros((abreast, n_columns, n_states), np.int32)
+    centre = np.empty((abreast, n_columns))
+    pull = np.empty((abreast, n_columns))
+    ahead = np.empty((1, n_states)), np.zeros((AHEAD, n_states), np.int8), np.zeros((AHEAD, n_states), np.int32)
     nodes = np.empty((n_columns, n_states), np.int8)
     owed = np.zeros((2, n_states, STRETCH))  # zeros, since states that no path leads to are weighed with the others
-    centre = np.empty(n_columns)
-    pull = np.empty(n_columns)
     before = np.empty(n_columns, np.int32)
-    walk = into, quantiser, loud_class
+    costs = matrix, n_here, starts, pivots, worth, cost, base, rows, columns, into, quantiser, loud_class, again
     state = 0
-    for i in range(begin, end):
-        if i % per_chain == 0:
-            state = 0
+    for first in range(begin, end, abreast * run):
+        past = min(first + abreast * run, end)
+        for leader in range(first, first + run):
+            n_lanes = 0
+            for i in range(leader, past, run):
+                if i % per_chain == 0:
+                    state = 0
+                if rows[i] == DEAD:
+                    if not again:
+                        carried[i] = x[i]
+                    continue
+                _aim(i, x, points, carried, worth, coupling, again, centre[n_lanes], pull[n_lanes])
+                path[n_lanes] = _FAR
+                path[n_lanes, state] = 0.0
+                came_from[n_lanes] = 0  # or a cost that is no number would lead out of them
+                chosen[n_lanes] = 0
+                lanes[n_lanes] = i
+                n_lanes += 1
+            _search(lanes[:n_lanes], centre, pull, *costs, path, came_from, chosen, nodes, owed)
+            for lane in range(n_lanes):
+                i = lanes[lane]
+                before[:] = points[i]
+                last = np.argmin(path[lane])
+                _trace_back(came_from[lane], chosen[lane], last, points[i])
+                if not again:
+                    carried[i] = x[i] - points[i]
+                chain = range(i + 1, min(i - i % per_chain + per_chain, end) if n_states > 1 else 0)
+                state = _state_between(
+                    path[lane], chain, x, points, carried, worth, coupling, again, rows, costs, lanes, centre, pull,
+                    *ahead, nodes, owed,
+                )  # fmt: skip
+                if state != last:
+                    _trace_back(came_from[lane], chosen[lane], state, points[i])
+                if not again:
+                    carried[i] = x[i] - points[i]
+                else:
+                    _spread(i, before, points, matrix[i // n_here], starts, coupling, pull[lane], carried)
+
+
+@compiled
+def _state_between(
+    path, chain, x, points, carried, worth, coupling, again, rows, costs, lanes, centre, pull, ahead, came_from, chosen,
+    nodes, owed,
+):  # fmt: skip
+    """State from which a row and AHEAD numbers of the rows behind it, its `chain`, are cheapest together, where `path`
+    is what it costs to be in each; all after it is to work in."""
+    n_states = len(path)
+    ahead[0] = path
+    n = 0
+    for i in chain:
+        if n == AHEAD:
+            break
         if rows[i] == DEAD:
-            if not again:
-                carried[i] = x[i]
             continue
-        g = i // n_here
-        _aim(i, x, points, carried, worth, coupling, again, centre, pull)
-        path[:] = _FAR
-        path[state] = 0.0
-        came_from[:] = 0  # or a cost that is no number would lead out of them
-        chosen[:] = 0
+        more = min(x.shape[1], AHEAD - n)
+        _aim(i, x, points, carried, worth, coupling, again, centre[0, :more], pull[0])
+        came_from[n : n + more] = 0
+        lanes[0] = i
         _search(
-            centre, pull, matrix[g], starts, pivots[g], worth[i], cost, base + rows[i], columns, *walk, again,
-            path, came_from, chosen, nodes, owed,
+            lanes[:1], centre[0, :more].reshape(1, more), pull, *costs, ahead,
+            came_from[n : n + more].reshape(1, more, n_states), chosen[n : n + more].reshape(1, more, n_states),
+            nodes, owed,
         )  # fmt: skip
-        before[:] = points[i]
-        last = np.argmin(path)
-        _trace_back(came_from, chosen, last, points[i])
-        if not again:
-            carried[i] = x[i] - points[i]
-        n = 0
-        ahead[:] = path
-        for k in range(i + 1, min(i - i % per_chain + per_chain, end) if n_states > 1 else 0):
-            if n == AHEAD:
-                break
-            if rows[k] == DEAD:
-                continue
-            more = min(n_columns, AHEAD - n)
-            _aim(k, x, points, carried, worth, coupling, again, centre[:more], pull)
-            ahead_from[n : n + more] = 0
-            _search(
-                centre[:more], pull, matrix[k // n_here], starts, pivots[k // n_here], worth[k], cost, base + rows[k],
-                columns, *walk, again, ahead, ahead_from[n:], ahead_chosen[n:], nodes, owed,
-            )  # fmt: skip
-            n += more
-        if n > 0:
-            last = np.argmin(ahead)
-            for at in range(n - 1, -1, -1):
-                last = np.int64(ahead_from[at, last])
-            _trace_back(came_from, chosen, last, points[i])
-        state = last
-        if not again:
-            carried[i] = x[i] - points[i]
-            continue
-        at = 0
-        for b in range(len(starts) - 1):
-            first, stop = starts[b], starts[b + 1]
-            changed = False
-            pull[first:stop] = 0.0
-            for j in range(first, stop):
-                if points[i, j] != before[j]:
-                    changed = True
-                    _add(np.float64(points[i, j] - before[j]), matrix[g, at : at + stop - first], pull[first:stop])
-                at += stop - first
-            if changed:
-                for other in range(i - i % run, i - i % run + run):
-                    _add(coupling[i // run, other % run, i % run], pull[first:stop], carried[other, first:stop])
+        n += more
+    state = np.argmin(ahead[0])
+    for at in range(n - 1, -1, -1):
+        state = np.int64(came_from[at, state])
+    return state
+
+
+@compiled
+def _spread(i, before, points, matrix, starts, coupling, pull, carried):
+    """Keep `Worth.image` up to date, row i having been chosen once more. pull: to work in."""
+    run = coupling.shape[1]
+    at = 0
+    for b in range(len(starts) - 1):
+        first, stop = starts[b], starts[b + 1]
+        changed = False
+        pull[first:stop] = 0.0
+        for j in range(first, stop):
+            if points[i, j] != before[j]:
+                changed = True
+                _add(np.float64(points[i, j] - before[j]), matrix[at : at + stop - first], pull[first:stop])
+            at += stop - first
+        if changed:
+            for other in range(i - i % run, i - i % run + run):
+                _add(coupling[i // run, other % run, i % run], pull[first:stop], carried[other, first:stop])
 
 
 @compiled
@@ -328,57 +360,75 @@ def _aim(i, x, points, carried, worth, coupling, again, centre, pull):
 
 @compiled
 def _search(
-    centre, pull, matrix, starts, pivots, worth, cost, base, columns, into, quantiser, loud_class, again,
-    path, came_from, chosen, nodes, owed,
+    lanes, centre, pull, matrix, n_here, starts, pivots, worth, cost, base, rows, columns, into, quantiser, loud_class,
+    again, path, came_from, chosen, nodes, owed,
 ):  # fmt: skip
-    """Viterbi search along a row, or as much of it as there are numbers in `centre`.
+    """Viterbi search along rows, `lanes`, or as much of them as there are numbers in `centre` (lanes, numbers).
 
     What column j changes, its point less its centre, moves what is wanted of column k of its block by -matrix[j, k] /
     matrix[k, k] times that. Every path carries its own sum of these, `owed`, over STRETCH columns. Before the next ones
     begin, what all paths have in common is added to `pull`, which is spent by that: some tens of columns back they
-    have met, and only what came after has to be added path by path.
+    have met, and only what came after has to be added path by path. All rows go through the same columns before any
+    goes on, since a large matrix is too slow to be read for each of them.
 
-    path: (n_states,) what it costs to be in each state, before and after. Fills (n, n_states) where the best path came
-    from, and by which point. To work in: nodes (n, n_states), owed (2, n_states, STRETCH).
+    path: (lanes, n_states) what it costs to be in each state, before and after. Fills (lanes, n, n_states) where the
+    best path came from, and by which point. To work in: nodes (n, n_states), owed (2, n_states, STRETCH).
     """
     n_states = len(quantiser)
-    n_nodes = np.empty(len(centre), np.int64)
+    n = centre.shape[1]
+    n_nodes = np.empty(n, np.int64)
+    settled = np.empty(len(lanes), np.int64)
     work = np.empty(_WORK)
     for s in range(n_states):
         work[_QUANTISER + np.uintp(s)] = quantiser[s]
     now, then = owed[0], owed[1]
-    n = len(centre)
     at = 0
     for b in range(len(starts) - 1):
         first, stop, width = starts[b], min(starts[b + 1], n), starts[b + 1] - starts[b]
-        settled = first
+        settled[:] = first
         for left in range(first, stop, STRETCH):
             right = min(left + STRETCH, stop)
-            block = matrix[at : at + width * width].reshape(width, width)
-            now, then, settled = _gather(
-                settled, left, right, first, stop, block, centre, path, came_from, chosen, nodes, n_nodes, pull, now,
-                then,
-            )  # fmt: skip
-            for j in range(left, right):
-                row = block[j - first, left - first : right - first]
-                pivot = row[j - left]
-                per_error = worth * pivots[j]
-                if columns[j] == DEAD:
-                    for s in range(n_states):
-                        came_from[j, s] = s
-                        chosen[j, s] = 0
-                        wanted = centre[j] - now[s, j - left] / pivot
-                        path[s] += 0.0 if again else per_error * wanted * wanted
-                        for k in range(j + 1 - left, right - left):
-                            now[s, k] -= row[k] * centre[j]
-                    continue
-                c, shift = scale_context(base + columns[j])
-                _weigh(centre[j], now, j - left, pivot, per_error, cost[c], shift, c >= loud_class, again, path, work)
-                _advance(into, work, path, came_from[j], chosen[j])
-                for s in range(n_states):
-                    _carry(j + 1 - left, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
-                now, then = then, now
+            for lane in range(len(lanes)):
+                i = lanes[lane]
+                block = matrix[i // n_here, at : at + width * width].reshape(width, width)
+                now, then, settled[lane] = _gather(
+                    settled[lane], left, right, first, stop, block, centre[lane], path[lane], came_from[lane],
+                    chosen[lane], nodes, n_nodes, pull[lane], now, then,
+                )  # fmt: skip
+                now, then = _walk(
+                    left, right, first, block, centre[lane], worth[i], pivots[i // n_here], cost, base + rows[i],
+                    columns, into, loud_class, again, path[lane], came_from[lane], chosen[lane], now, then, work,
+                )  # fmt: skip
         at += width * width
+
+
+@compiled
+def _walk(
+    left, right, first, block, centre, worth, pivots, cost, base, columns, into, loud_class, again, path, came_from,
+    chosen, now, then, work,
+):  # fmt: skip
+    """Take the search along a row from column `left` to before `right`, both of a block that begins at `first`."""
+    n_states = len(path)
+    for j in range(left, right):
+        row = block[j - first, left - first : right - first]
+        pivot = row[j - left]
+        per_error = worth * pivots[j]
+        if columns[j] == DEAD:
+            for s in range(n_states):
+                came_from[j, s] = s
+                chosen[j, s] = 0
+                wanted = centre[j] - now[s, j - left] / pivot
+                path[s] += 0.0 if again else per_error * wanted * wanted
+                for k in range(j + 1 - left, right - left):
+                    now[s, k] -= row[k] * centre[j]
+            continue
+        c, shift = scale_context(base + columns[j])
+        _weigh(centre[j], now, j - left, pivot, per_error, cost[c], shift, c >= loud_class, again, path, work)
+        _advance(into, work, path, came_from[j], chosen[j])
+        for s in range(n_states):
+            _carry(j + 1 - left, now[came_from[j, s]], chosen[j, s] - centre[j], row, then[s])
+        now, then = then, now
+    return now, then
 
 
 @compiled
@@ -396,6 +446,16 @@ def _add(change, row, into):
 
 
 @compiled
+def _add_four(changes, places, block, begin, into):
+    """What four times `_add` does, but that numbers are fetched and put back once."""
+    one, two, three, four = block[places[0]], block[places[1]], block[places[2]], block[places[3]]
+    first, second, third, fourth = changes[0], changes[1], changes[2], changes[3]
+    for k in range(np.uintp(len(into))):
+        at = np.uintp(begin) + k
+        into[k] = into[k] + one[at] * first + two[at] * second + three[at] * third + four[at] * fourth
+
+
+@compiled
 def _gather(settled, left, right, first, stop, block, centre, path, came_from, chosen, nodes, n_nodes, pull, now, then):
     """Fill now or then (n_states, STRETCH) with what the changes before column `left` move the columns up to `right` of
     each path by. Returns which of them, the other one, and up to where all paths agree.
@@ -407,6 +467,7 @@ def _gather(settled, left, right, first, stop, block, centre, path, came_from, c
     """
     n_states = len(path)
     seen = np.full(n_states, -1)
+    changes, places = np.empty(4), np.empty(4, np.int64)
     here = np.empty(n_states, np.int64)
     n = 0
     for s in range(n_states):
@@ -427,11 +488,18 @@ def _gather(settled, left, right, first, stop, block, centre, path, came_from, c
                 n += 1
         if n == 1:
             break
+    n = 0
     for j in range(begin - 1, settled - 1, -1):
-        change = chosen[j, state] - centre[j]
+        changes[n] = chosen[j, state] - centre[j]
         state = np.int64(came_from[j, state])
-        if change != 0:
-            _add(change, block[j - first, left - first : stop - first], pull[left:stop])
+        places[n] = j - first
+        if changes[n] != 0:
+            n += 1
+        if n == 4:
+            _add_four(changes, places, block, left - first, pull[left:stop])
+            n = 0
+    for at in range(n):
+        _add(changes[at], block[places[at], left - first : stop - first], pull[left:stop])
     for s in range(n_states):
         now[s, : right - left] = pull[left:right]
     for j in range(begin, left):

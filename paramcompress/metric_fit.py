@@ -320,10 +320,10 @@ class MetricFit:
                     yield found
 
     def _factors(self, one: _Coordinates, grid: Grid, price: float, *, rough: bool) -> Factors:
-        x = one.shrunk(price)
+        x = one.shrunk(price) if not rough else one.shrunk_alike(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
-        worth = Worth(bits, one.space.feedings(price), coupling)
+        worth = Worth(bits, one.space.feedings(price)[1], coupling)
         step = _step(x, bits, worth.pivots) / grid.fineness
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         worth = replace(worth, rows=bits * step**2)
@@ -442,11 +442,7 @@ class _Space:
         squares = self.coordinates(target) ** 2
         self.row_square, columns = _row_square(squares), squares.mean(0)
         self.column_square = columns / max(float(columns.mean()), 1e-300) + 1e-3
-        scale = np.sqrt(self.column_square)
-        self.spectra = [
-            np.linalg.eigh(one * scale[at, None] * scale[at]) for one, at in zip(self.metrics, self.places, strict=True)
-        ]
-        self._fed: tuple[float, list[Feeding]] | None = None
+        self._fed: tuple[float, NDArray[np.float64], list[Feeding]] | None = None
 
     def coordinates(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """A weight (n_out, n_in * K) in the transform's coordinates."""
@@ -460,16 +456,24 @@ class _Space:
         mine, its = self.transform.matrix, transform.matrix
         return mine is its or (mine is not None and its is not None and np.array_equal(mine, its))
 
-    def feedings(self, price: float) -> list[Feeding]:
-        """Of the metric of each piece with what shrinking adds to it, in the mean over the rows of each group. Those of
-        the last price are kept, for steps are compared at one."""
+    @cached_property
+    def spectra(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Eigenvalues and eigenvectors of the metric of each piece, its columns scaled."""
+        scale = np.sqrt(self.column_square)
+        return [
+            np.linalg.eigh(one * scale[at, None] * scale[at]) for one, at in zip(self.metrics, self.places, strict=True)
+        ]
+
+    def feedings(self, price: float) -> tuple[NDArray[np.float64], list[Feeding]]:
+        """(n_groups,) what shrinking adds to the metric, in the mean over the rows of each group, and the metrics of all
+        pieces with that. Those of the last price are kept, for steps are compared at one."""
         if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
             added = np.exp(np.log(_shrinkage(price, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
             diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
             pairs = zip(self.metrics, diagonals, strict=True)
-            self._fed = price, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
-        return self._fed[1]
+            self._fed = price, added, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
+        return self._fed[1:]
 
     def forget_feedings(self) -> None:
         """They take as much memory as the metric, and as much again for their roots."""
@@ -503,6 +507,22 @@ class _Coordinates:
                 values = np.maximum(spectrum[g], 1e-9 * largest[g])[:, None]
                 inside = vectors[g].T @ (self.x[at, rows] / scale)
                 out[at, rows] = scale * (vectors[g] @ (inside * (values / (values + mu[rows]))))
+        return out
+
+    def shrunk_alike(self, price: float) -> NDArray[np.float64]:
+        """The same with all rows of a group shrunk by what is their mean, which takes no eigenvectors."""
+        space = self.space
+        added, feedings = space.feedings(price)
+        n_here = self.x.shape[1] // space.n_groups
+        out = self.x.copy()
+        for feeding, at in zip(feedings, space.places, strict=True):
+            for g in range(space.n_groups):
+                rows = slice(g * n_here, (g + 1) * n_here)
+                root = torch.from_numpy(feeding.root[g])
+                lost = torch.from_numpy(self.x[at, rows] / space.column_square[at, None])
+                lost = torch.linalg.solve_triangular(root, lost, upper=True)
+                lost = torch.linalg.solve_triangular(root.T, lost, upper=False)
+                out[at, rows] -= added[g] * lost.numpy()
         return out
 
     def gain(self, found: NDArray[np.floating]) -> float:

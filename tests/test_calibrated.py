@@ -19,7 +19,7 @@ from test_cli import run
 from torch import Tensor, nn
 
 import paramcompress
-from paramcompress import calibrated, job, layer
+from paramcompress import calibrated, job, layer, metric_fit
 from paramcompress.calibrated import HIGHEST_LEVEL, Aim, Budget, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
@@ -681,6 +681,25 @@ def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator)
             metric.cost(one.reconstruct() - weight) + price * 8 * len(encode_factored(one)) for one in (fine, rough)
         ]
         assert costs[0] < costs[1]
+
+
+@pytest.mark.parametrize("columns", ["whole", "grouped", "diagonal"])
+def test_rows_that_are_alike_are_shrunk_as_their_mean(
+    columns: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """As is done for all rows where points are found roughly: by roots in place of eigenvectors."""
+    weight = rng.standard_normal((24, 20 * 9))
+    weight = (weight / np.sqrt(np.square(weight).mean(1))[:, None]).astype(np.float32)
+    weight[12:] *= 3 if columns == "grouped" else 1
+    x = rng.standard_normal((2, 400, 30)) @ rng.standard_normal((2, 30, 180)) + 0.1 * rng.standard_normal((2, 400, 180))
+    moments = x.transpose(0, 2, 1) @ x / 400
+    metric = {"whole": moments[:1], "grouped": moments, "diagonal": np.einsum("gjj->gj", moments)}[columns]
+    monkeypatch.setattr(metric_fit, "N_PASSES", 0)
+    fit = MetricFit(weight, Layout.of((24, 20, 3, 3)), Metric(np.ones(24), metric), EFFORTS["fast"])
+    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
+    fine, rough = (fit.at(0.5, rough=one).reconstruct() for one in (False, True))
+    assert np.linalg.norm(fine - weight) > 0.1 * np.linalg.norm(weight)
+    np.testing.assert_allclose(rough, fine, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("bits", [2.0, 4.0])

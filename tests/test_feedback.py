@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import EVERY_TRELLIS, parity_of, uniform_scales
 
-from paramcompress import entropy, prices
+from paramcompress import entropy, feedback, prices
 from paramcompress.entropy import DEAD, Scales
 from paramcompress.feedback import STRETCH, Feeding, Worth, quantize_in_metric
 from paramcompress.quantize import quantize
@@ -87,6 +87,27 @@ def test_workers_change_no_point(n_columns: int, n_rows: int, run: int, rng: np.
     worth = Worth(rng.random(n_rows) + 0.5, [Feeding(metric if n_rows // run > 1 else metric[:1])], coupling)
     search = x, uniform_scales(n_columns, n_rows), EVERY_TRELLIS[8], prices.cost_table(), worth, 2
     np.testing.assert_array_equal(quantize_in_metric(*search, 3), quantize_in_metric(*search))
+
+
+@pytest.mark.parametrize("run", [1, 3])
+@pytest.mark.parametrize("abreast", [3, 8])
+def test_rows_that_go_abreast_are_chosen_as_if_alone(
+    run: int, abreast: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Chains of one row, so that they may; fewer runs in the last, rows and columns dead, two groups."""
+    n_columns, n_rows = CHAIN + 8, 30
+    x = rng.standard_normal((n_columns, n_rows)) * 3
+    metric = np.concatenate([a_metric(rng, n_columns), a_metric(rng, n_columns)])
+    coupling = a_coupling(rng, n_rows // run, run) if run > 1 else None
+    rows, columns = np.zeros(n_rows, np.int16), np.zeros(n_columns, np.int16)
+    rows[[0, 4, 15, 16, 17]] = columns[[1, 40]] = DEAD
+    worth = Worth(rng.random(n_rows) + 0.5, [Feeding(metric)], coupling)
+    search = x, Scales(CLASS, rows, columns), EVERY_TRELLIS[8], prices.cost_table(), worth, 1
+    together = []
+    for n_runs in (1, abreast):
+        monkeypatch.setattr(feedback, "ABREAST", n_runs)
+        together.append(quantize_in_metric(*search))
+    np.testing.assert_array_equal(*together)
 
 
 @ALL
