@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paramcompress import entropy
+from paramcompress.dictionaries import mirror
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.entropy import Scales
 from paramcompress.jit import compiled
@@ -35,11 +36,12 @@ from paramcompress.tokens import peak
 from paramcompress.trellis import TRELLISES, Trellis
 
 EXACT, FACTORED = "exact", "factored"
-TRANSFORMS = ("none", "patch", "cosine")
+TRANSFORMS = ("none", "patch", "cosine", "mirror")
 """By number in the stream."""
 _LOW_RANK, _BY_ROW = 16, 32
 """Flags of a stream's first byte: there is a low-rank part; the points of S run along rows."""
-PATCH_SCALE = 128
+BASIS_SCALE = 128
+"""Integer that stands for 1 in a basis that is written."""
 COSINE_SCALE = 128
 MOST_KERNEL = 256
 """Largest K that a transform is offered for: its matrix is multiplied with every kernel."""
@@ -85,11 +87,18 @@ class Layout:
 
     @property
     def takes_transform(self) -> bool:
+        """Whether it may have one other than `none`."""
         return (
             len(self.kernel) <= MOST_KERNEL_AXES
             and 1 < self.kernel_size <= MOST_KERNEL
             and self.n_columns % self.kernel_size == 0
         )
+
+    def basis_bytes(self, transform: str) -> int:
+        """What is written of the basis of a transform."""
+        if transform == "mirror":
+            return mirror.n_numbers(self.kernel)
+        return self.kernel_size**2 if transform == "patch" else 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ class Factors:
     transform: str
     """A name of TRANSFORMS."""
     basis: NDArray[np.int8] | None
-    """Q (K, K) in units of 1 / PATCH_SCALE, where the transform is `patch`."""
+    """In units of 1 / BASIS_SCALE: Q (K, K), where the transform is `patch`; for `mirror` its numbers."""
     low_rank: LowRank | None
     stored: Symbols | None
     """S; None where all of it is zero."""
@@ -206,12 +215,14 @@ class Factors:
     @property
     def basis_matrix(self) -> tuple[NDArray[np.float64], int] | None:
         """Integers M (K, K) and the exponent e of Q = M * 2**e; None for no transform."""
-        if self.transform == "patch":
-            assert self.basis is not None
-            return self.basis.astype(np.float64), -(PATCH_SCALE.bit_length() - 1)
+        if self.transform == "none":
+            return None
         if self.transform == "cosine":
             return _cosine_integers(self.layout.kernel)
-        return None
+        assert self.basis is not None
+        is_whole = self.transform == "patch"
+        integers = self.basis.astype(np.float64) if is_whole else mirror.expanded(self.basis, self.layout.kernel)
+        return integers, -(BASIS_SCALE.bit_length() - 1)
 
     def reconstruct(self, first: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """W_hat (n_out, n_in * K) in float32; or rows `first` to `stop` of it."""
@@ -368,12 +379,12 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
     if transform != "none" and not layout.takes_transform:
         raise ValueError(f"{transform} dictionary for a layer without kernels")
     basis = None
-    if transform == "patch":
-        n = layout.kernel_size
-        if len(stream) < at + n * n:
+    if n := layout.basis_bytes(transform):
+        if len(stream) < at + n:
             raise ValueError("stream cut short")
-        basis = np.frombuffer(stream, np.int8, n * n, at).reshape(n, n)
-        at += n * n
+        basis = np.frombuffer(stream, np.int8, n, at)
+        basis = basis.reshape(layout.kernel_size, -1) if transform == "patch" else basis
+        at += n
     low_rank = None
     if head & _LOW_RANK:
         if len(stream) < at + 4:
@@ -407,9 +418,7 @@ def section_bytes(stream: bytes | memoryview, shape: tuple[int, ...]) -> dict[st
     """
     layout = Layout.of(shape)
     head = stream[0]
-    found = {"dictionary": 0, "coefficients": 0, "stored": 0, "head": 5}
-    if TRANSFORMS[head & 15] == "patch":
-        found["dictionary"] += layout.kernel_size**2
+    found = {"dictionary": layout.basis_bytes(TRANSFORMS[head & 15]), "coefficients": 0, "stored": 0, "head": 5}
     at = 5 + found["dictionary"]
     if head & _LOW_RANK:
         rank, after = entropy.read_varint(stream, at + 4)

@@ -41,7 +41,7 @@ from paramcompress.entropy import Scales
 from paramcompress.feedback import Feeding, Worth, quantize_in_metric
 from paramcompress.fit import Effort, ranks
 from paramcompress.fit.scales import DEAD_PEAK, Profile, live_lines, wants_zero, without_empty
-from paramcompress.fit.transforms import Transform
+from paramcompress.fit.transforms import FITTED, Transform
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 from paramcompress.trellis import TRELLISES, WITH_ZERO
 
@@ -229,8 +229,8 @@ class MetricFit:
     def choose_dictionary(self, price: float, grids: Sequence[Grid] = GRIDS) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
         each the grid, one of some, and in the end the order of points."""
-        # a search begins with none, and patch is the likeliest to stay: so fewer coordinates are prepared twice
-        fitted = ("patch",) if self.effort.fitted else ()
+        # a search begins with none, and mirror is the likeliest to stay: so fewer coordinates are prepared twice
+        fitted = FITTED if self.effort.fitted else ()
         names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = self._with_grid(self._cheapest(plain, price), price, grids)
@@ -465,8 +465,8 @@ class _Space:
         ]
 
     def feedings(self, price: float) -> tuple[NDArray[np.float64], list[Feeding]]:
-        """(n_groups,) what shrinking adds to the metric, in the mean over the rows of each group, and the metrics of all
-        pieces with that. Those of the last price are kept, for steps are compared at one."""
+        """(n_groups,) what shrinking adds to the metric, in the mean over the rows of each group, and the metrics of
+        all pieces with that. Those of the last price are kept, for steps are compared at one."""
         if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
             added = np.exp(np.log(_shrinkage(price, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))

@@ -21,7 +21,7 @@ class Override:
     max_rel_error: float | None = None
     """Limit on ||W - W_hat||_F / ||W||_F; 0 means exact."""
     dictionary: str | None = None
-    """A name of `dictionaries.REGISTRY`, `none`, or two joined by `+`, such as `lowrank+patch`."""
+    """A name of `dictionaries.NAMES`."""
     rank: int | None = None
     """Atoms of `lowrank`; 0 is legal and means none."""
     density: float | None = None

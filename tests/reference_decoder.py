@@ -7,6 +7,7 @@ it names. It believes well-formed files and checks every checksum; it has no def
 from __future__ import annotations
 
 import decimal
+import itertools
 import json
 import math
 import re
@@ -192,6 +193,9 @@ def factored(stream: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
         exponent, at = -7, at + k * k
     elif head & 15 == 2:
         matrix, exponent = cosine(kernel), -7 * len(kernel)
+    elif head & 15 == 3:
+        matrix, at = mirror(stream, at, kernel)
+        exponent = -7
     b = np.zeros((n_out, m))
     scale = 0.0
     if head & 16:
@@ -223,6 +227,48 @@ def cosine(kernel: tuple[int, ...]) -> NDArray[np.int64]:
                 axis[t, f] = math.floor(128 * entry + 0.5)
         matrix = np.kron(matrix, axis)
     return matrix
+
+
+def mirror(stream: bytes, at: int, kernel: tuple[int, ...]) -> tuple[NDArray[np.int64], int]:
+    """M of a mirror basis, and where its numbers end: atom by atom, position by position."""
+    kernel = tuple(n for n in kernel if n > 1)
+    positions = list(itertools.product(*map(range, kernel)))
+    is_square = len(kernel) == 2 and kernel[0] == kernel[1]
+    halves = {1: [(n + 1) // 2 for n in kernel], -1: [n // 2 for n in kernel]}
+    columns: list[list[int]] = []
+
+    def value(place: tuple[int, ...], start: tuple[int, ...], parity: tuple[int, ...]) -> int:
+        """Of the pattern that begins at `start`, in a place of the kernel."""
+        found = 1
+        for x, i, n, sign in zip(place, start, kernel, parity, strict=True):
+            found *= 1 if x == i else sign if x == n - 1 - i else 0
+        return found
+
+    def sector(patterns: list[list[int]], *more: list[list[int]]) -> None:
+        """Read the numbers of a sector, and make its atoms; then with the same numbers those of another."""
+        nonlocal at
+        m = len(patterns)
+        numbers = np.frombuffer(stream, np.int8, m * m, at).astype(int).reshape(m, m).tolist()
+        at += m * m
+        for one in (patterns, *more):
+            for atom in range(m):
+                columns.append([sum(one[i][x] * numbers[i][atom] for i in range(m)) for x in range(len(positions))])
+
+    for parity in itertools.product((1, -1), repeat=len(kernel)):
+        sizes = [halves[sign][axis] for axis, sign in enumerate(parity)]
+        starts = list(itertools.product(*map(range, sizes)))
+        plain = [[value(place, start, parity) for place in positions] for start in starts]
+        turned = [[value(place[::-1], start, parity) for place in positions] for start in starts]
+        if not is_square:
+            sector(plain)
+        elif parity == (1, -1):
+            sector(plain, turned)
+        elif parity != (-1, 1):
+            pairs = list(zip(starts, plain, turned, strict=True))
+            alike = [[p if i == j else p + t for p, t in zip(a, b, strict=True)] for (i, j), a, b in pairs if i <= j]
+            sector(alike)
+            sector([[p - t for p, t in zip(a, b, strict=True)] for (i, j), a, b in pairs if i < j])
+    return np.array(columns).T, at
 
 
 def cast(values: NDArray[np.float32], dtype: str) -> bytes:

@@ -87,7 +87,7 @@ def test_directions_without_data_cost_nothing(rng: np.random.Generator) -> None:
     assert np.linalg.norm(by_data.reconstruct() - weight) > 0.19 * np.linalg.norm(weight)
 
 
-@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])
+@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine", "mirror"])
 def test_every_dictionary_comes_back_to_the_weight_at_a_low_price(dictionary: str, rng: np.random.Generator) -> None:
     weight = rng.standard_normal((8, 4 * 9)).astype(np.float32)
     mix = rng.standard_normal((2, 18, 18))
@@ -211,7 +211,7 @@ def test_grouped_and_wide_layers_run_along_rows(rng: np.random.Generator) -> Non
         assert found.by_row
 
 
-@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine"])
+@pytest.mark.parametrize("dictionary", ["none", "patch", "cosine", "mirror"])
 def test_a_diagonal_is_the_matrix_that_it_stands_for(dictionary: str, rng: np.random.Generator) -> None:
     """Several pieces of it, two groups; low rank beside the transform where there is one group."""
     weight = rng.standard_normal((24, 40 * 9)).astype(np.float32)

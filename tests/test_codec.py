@@ -64,7 +64,8 @@ def factors(
 ) -> Factors:
     """Random ones of that kind."""
     layout = Layout.of(shape)
-    basis = rng.integers(-128, 128, (layout.kernel_size,) * 2, np.int8) if transform == "patch" else None
+    sizes = {"patch": (layout.kernel_size,) * 2, "mirror": (layout.basis_bytes("mirror"),)}
+    basis = rng.integers(-128, 128, sizes[transform], np.int8) if transform in sizes else None
     low_rank = None
     if rank:
         matrices = [symbols(rng, rank, n) for n in (layout.n_rows, layout.n_columns)]
@@ -109,10 +110,12 @@ CASES: dict[str, Callable[[np.random.Generator], Case]] = {
     "by row, lowrank+patch": lambda rng: factored_case(rng, by_row=True, n_states=32, rank=1, transform="patch"),
     "patch": lambda rng: factored_case(rng, transform="patch"),
     "cosine": lambda rng: factored_case(rng, transform="cosine"),
+    "mirror": lambda rng: factored_case(rng, transform="mirror"),
     "lowrank": lambda rng: factored_case(rng, rank=3),
     "lowrank alone": lambda rng: factored_case(rng, rank=9, stored=False),
     "lowrank+patch": lambda rng: factored_case(rng, rank=1, transform="patch"),
     "lowrank+cosine": lambda rng: factored_case(rng, rank=2, transform="cosine"),
+    "lowrank+mirror": lambda rng: factored_case(rng, rank=2, transform="mirror"),
     "nothing": lambda rng: factored_case(rng, stored=False),
     "patch of nothing": lambda rng: factored_case(rng, transform="patch", stored=False),
 }
@@ -295,7 +298,7 @@ def test_is_exact_counts_the_transform() -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda data: bytes([3]) + data[1:], "unknown kind"),
+        (lambda data: bytes([4]) + data[1:], "unknown kind"),
         (lambda data: bytes([data[0] | 64]) + data[1:], "unknown kind"),
         (lambda data: data[:1] + np.float32("nan").tobytes() + data[5:], "unknown kind"),
         (lambda data: data[:1] + np.float32("inf").tobytes() + data[5:], "unknown kind"),
@@ -322,7 +325,7 @@ def test_an_order_of_points_that_are_not_there(rng: np.random.Generator) -> None
 
 
 @pytest.mark.parametrize("shape", [(9, 36), (9, 4, 1, 1), (9, 4, 17, 17), (2, 3, 40), (), (5,)])
-@pytest.mark.parametrize("transform", ["patch", "cosine"])
+@pytest.mark.parametrize("transform", ["patch", "cosine", "mirror"])
 def test_a_transform_needs_kernels(shape: tuple[int, ...], transform: str, rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match="without kernels"):
         decode_factored(encode_factored(factors(rng, transform=transform)), shape)
@@ -331,7 +334,7 @@ def test_a_transform_needs_kernels(shape: tuple[int, ...], transform: str, rng: 
 @pytest.mark.parametrize("shape", [(9, 4, 3, 2), (8, 4, 3, 3), (0, 4, 3, 3), (9, 0, 3, 3), (9, 4, 0), (0,)])
 def test_streams_of_another_shape(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     """Also of shapes without any weight, where an honest file keeps no factors. Of larger ones the hash finds out."""
-    for kind in ({}, {"rank": 2}, {"transform": "patch"}):
+    for kind in ({}, {"rank": 2}, {"transform": "patch"}, {"transform": "mirror"}):
         stream = encode_factored(factors(rng, **kind))
         with pytest.raises(ValueError):  # noqa: PT011 -- which of several reasons is found first does not matter
             decode_factored(stream, shape).reconstruct()
@@ -429,5 +432,5 @@ def test_the_control_a_stream_without_its_step_is_noticed(rng: np.random.Generat
 
 
 def test_numbers_of_the_stream_are_part_of_the_format() -> None:
-    assert TRANSFORMS == ("none", "patch", "cosine")
-    assert (codec.PATCH_SCALE, codec.COSINE_SCALE, LARGEST_KERNEL_AXIS, MOST_KERNEL) == (128, 128, 16, 256)
+    assert TRANSFORMS == ("none", "patch", "cosine", "mirror")
+    assert (codec.BASIS_SCALE, codec.COSINE_SCALE, LARGEST_KERNEL_AXIS, MOST_KERNEL) == (128, 128, 16, 256)

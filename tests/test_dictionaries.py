@@ -10,7 +10,7 @@ import torch
 from helpers import gaussian, low_rank, smooth_kernels
 
 from paramcompress.codec import COSINE_SCALE, MOST_KERNEL
-from paramcompress.dictionaries import lowrank
+from paramcompress.dictionaries import lowrank, mirror
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.dictionaries.lowrank import EXACT_BELOW, truncated_svd
 from paramcompress.dictionaries.patch import principal_basis
@@ -149,6 +149,61 @@ def test_patch_basis_of_fewer_kernels_than_weights(rng: np.random.Generator) -> 
     for kernels in (gaussian(rng, 1, 9), torch.zeros(2, 9)):
         basis = patch_basis(kernels)
         assert torch.allclose(basis.T @ basis, torch.eye(9, dtype=torch.float64), atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------- mirror
+
+KERNELS = [(3, 3), (4, 4), (5, 5), (2, 2), (3,), (5,), (1, 5), (3, 5), (1, 3, 3), (3, 3, 3), (2, 2, 2, 2)]
+
+
+def mirrored(kernels: np.ndarray, kernel: tuple[int, ...]) -> np.ndarray:
+    """Kernels (n, K) with all their mirror images, and these with axes of equal length changed."""
+    axes = [n for n in kernel if n > 1]
+    found = kernels.reshape(-1, *axes)
+    for axis in range(1, found.ndim):
+        found = np.concatenate([found, np.flip(found, axis)])
+    if len(axes) == 2 and axes[0] == axes[1]:
+        found = np.concatenate([found, found.transpose(0, 2, 1)])
+    return found.reshape(len(found), -1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mirror_basis_is_that_of_all_mirror_images(kernel: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Its energies are those of the principal axes of kernels that were mirrored in all ways: no basis gathers more."""
+    size = math.prod(kernel)
+    kernels = rng.standard_normal((40, size)) @ rng.standard_normal((size, size))
+    basis = mirror.expanded(mirror.mirror_basis(kernels, kernel), kernel)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(size), atol=1e-12)
+    images = mirrored(kernels, kernel)
+    energies = np.sort(np.square(images @ basis).sum(0))
+    np.testing.assert_allclose(energies, np.sort(np.linalg.eigvalsh(images.T @ images)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_patterns_of_a_sector_have_no_position_in_common(kernel: tuple[int, ...]) -> None:
+    """So that every entry of the basis is a number of it; and all patterns together are as many as positions."""
+    n_atoms = 0
+    for shared in mirror.sectors(kernel):
+        for patterns in shared:
+            assert set(np.unique(patterns)) <= {-1, 0, 1}
+            assert (np.abs(patterns).sum(1) <= 1).all()
+            assert (np.abs(patterns).sum(0) >= 1).all()
+            n_atoms += patterns.shape[1]
+    assert n_atoms == math.prod(kernel)
+
+
+def test_mirror_basis_takes_few_numbers() -> None:
+    counts = {kernel: mirror.n_numbers(kernel) for kernel in ((3, 3), (5, 5), (3,), (1, 3, 3), (3, 5))}
+    assert counts == {(3, 3): 15, (5, 5): 91, (3,): 5, (1, 3, 3): 15, (3, 5): 65}
+    numbers = np.arange(1, 16, dtype=np.int8) - 8
+    assert mirror.expanded(numbers, (3, 3)).shape == (9, 9)
+    assert mirror.expanded(np.full(15, -128, np.int8), (3, 3)).max() == 128  # its negative is no int8
+
+
+def test_mirror_basis_of_fewer_kernels_than_weights(rng: np.random.Generator) -> None:
+    for kernels in (rng.standard_normal((1, 9)), np.zeros((2, 9))):
+        basis = mirror.expanded(mirror.mirror_basis(kernels, (3, 3)), (3, 3))
+        np.testing.assert_allclose(basis.T @ basis, np.eye(9), atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- cosine

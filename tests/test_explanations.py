@@ -68,6 +68,7 @@ def test_structure_shows(file: Path, original: Path) -> None:
     assert planted["lowrank"] < 0.95 * planted["none"]
     smooth = {one.dictionary: one.bytes for one in explain(file, "conv.weight", original).choices}
     assert min(smooth["patch"], smooth["cosine"]) < 0.8 * smooth["none"]
+    assert smooth["mirror"] < 0.8 * min(smooth["patch"], smooth["cosine"])
     assert "lowrank" in explain(file, "noise.weight", original).useless
 
 
@@ -81,9 +82,9 @@ def test_without_the_original_prices_are_near(file: Path, original: Path, name: 
     assert prices[used] == n_bytes
     for one in real.choices:
         if one.dictionary in prices:
-            assert prices[one.dictionary] == pytest.approx(one.bytes, rel=0.25), one
+            assert prices[one.dictionary] == pytest.approx(one.bytes, rel=0.3), one
     for near, one in zip(found.relaxed, real.relaxed, strict=True):
-        assert near.bytes == pytest.approx(one.bytes, rel=0.25)
+        assert near.bytes == pytest.approx(one.bytes, rel=0.3)
 
 
 def test_more_error_takes_less(file: Path, original: Path) -> None:

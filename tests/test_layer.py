@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paramcompress import codec, container, layer, metrics
+from paramcompress import codec, container, dictionaries, layer, metrics
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.container import EXACT_POOLED, OWN, OWN_PART_BYTES, POOLED, SMALL_EXACT_BYTES
 from paramcompress.errors import BudgetError
@@ -186,7 +186,7 @@ def test_bounds_hold(tensor: Tensor, limit: float, effort: str) -> None:
 @given(
     tensors(),
     st.sampled_from([0.01, 0.1]),
-    st.sampled_from(["none", "lowrank", "patch", "cosine", "lowrank+patch", "lowrank+cosine"]),
+    st.sampled_from(dictionaries.NAMES),
 )
 def test_bounds_hold_with_any_dictionary(tensor: Tensor, limit: float, dictionary: str) -> None:
     """One that does not fit the shape is left out, not an error."""
@@ -255,7 +255,7 @@ def test_below_the_rounding_of_the_dtype_only_exact_will_do(dtype: str, limit: f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("dictionary", ["patch", "lowrank", "lowrank+patch"])
+@pytest.mark.parametrize("dictionary", ["patch", "mirror", "lowrank", "lowrank+patch"])
 def test_measuring_in_parts_gives_what_measuring_the_whole_does(
     dtype: torch.dtype, dictionary: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,7 +283,7 @@ def test_homes(rng: np.random.Generator) -> None:
 def test_structure_is_found_and_pays(rng: np.random.Generator) -> None:
     for weight, expected in [
         (low_rank(rng, 120, 100, 3), "lowrank"),
-        (smooth_kernels(rng, 40, 20, 5, 5), ("patch", "cosine")),
+        (smooth_kernels(rng, 40, 20, 5, 5), ("patch", "cosine", "mirror")),
     ]:
         free = squeeze_one(weight, 0.05, "default")[0]
         plain = squeeze_one(weight, 0.05, "default", dictionary="none")[0]

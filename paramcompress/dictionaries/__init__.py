@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-NAMES = ("none", "lowrank", "patch", "cosine", "lowrank+patch", "lowrank+cosine")
+TRANSFORMS = ("patch", "mirror", "cosine")
+"""Bases of kernels."""
+NAMES = ("none", "lowrank", *TRANSFORMS, *(f"lowrank+{one}" for one in TRANSFORMS))
 """What a layer can be asked to use."""

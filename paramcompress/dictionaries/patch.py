@@ -23,13 +23,16 @@ def principal_basis(kernels: NDArray[np.float32]) -> NDArray[np.float64]:
     Cost: O(n K^2).
     """
     # numpy is much quicker than torch with so small a matrix, and a plain loop than either with so narrow a product
-    basis = np.linalg.eigh(_gram(kernels))[1][:, ::-1]
-    peaks = basis[np.abs(basis).argmax(0), np.arange(len(basis))]
-    return basis * np.sign(peaks)
+    return upright(np.linalg.eigh(gram(kernels))[1][:, ::-1])
+
+
+def upright(basis: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same columns (K, a), of either sign, with that sign which makes the entry of largest magnitude positive."""
+    return basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])])
 
 
 @compiled_sums
-def _gram(kernels):
+def gram(kernels):
     """(K, K): the sum of k^T k over the rows of (n, K)."""
     n, size = kernels.shape
     sums = np.zeros((size, size))

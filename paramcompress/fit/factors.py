@@ -1,7 +1,7 @@
 """The factors of one weight at a given error: dictionary, rank, step, points. Knows no files and no other layer.
 
 What is minimised is bytes, at a squared error that is given. The dictionary comes first: candidates are compared by
-their estimated bits on a sample (`estimate`), first the transform (none, patch, cosine), then low rank beside it
+their estimated bits on a sample (`estimate`), first the transform (none, cosine, fitted), then low rank beside it
 (`ranks`). What it leaves is quantised at the step that has the error (`search`).
 
 Shapes: W (n_out, n_in * K), x its transpose (n_in * K, n_out) in dictionary coordinates, D (n_in * K, r), C (n_out, r).
@@ -21,7 +21,7 @@ from paramcompress.fit import ranks
 from paramcompress.fit.estimate import estimated_bits
 from paramcompress.fit.sample import Sample
 from paramcompress.fit.search import MOST_STEPS, Unfit, search_sparse, search_step
-from paramcompress.fit.transforms import NONE, Transform
+from paramcompress.fit.transforms import FITTED, NONE, Transform
 from paramcompress.jit import compiled
 from paramcompress.metrics import largest_of
 from paramcompress.trellis import TRELLISES
@@ -131,7 +131,7 @@ def _choose(
     if 1 in weight.shape and choice == Choice() and not layout.takes_transform:
         return NONE, None
     asked = None if choice.dictionary is None else choice.dictionary.split("+")
-    names: tuple[str, ...] = ("none", "patch", "cosine") if layout.takes_transform else ("none",)
+    names: tuple[str, ...] = ("none", *FITTED, "cosine") if layout.takes_transform else ("none",)
     if asked is not None:
         names = tuple(name for name in names if name in asked) or ("none",)
     wanted = choice.rank != 0 and (effort.fitted or bool(choice.rank) if asked is None else "lowrank" in asked)
@@ -151,8 +151,8 @@ def _choose(
     transforms = [Transform.fitted(names[0], weight, layout)]
     sizes = [n_bytes(transforms[0], None) if len(names) > 1 else 0.0]
     for name in names[1:]:
-        may_pay = effort.fitted and layout.kernel_size**2 <= MOST_BASIS * sizes[0]
-        if name == "patch" and asked is None and not may_pay:
+        may_pay = effort.fitted and layout.basis_bytes(name) <= MOST_BASIS * sizes[0]
+        if name in FITTED and asked is None and not may_pay:
             continue
         transforms.append(Transform.fitted(name, weight, layout))
         sizes.append(n_bytes(transforms[-1], None))

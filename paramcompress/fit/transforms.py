@@ -14,11 +14,14 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from paramcompress.codec import COSINE_SCALE, PATCH_SCALE, Layout, combine
+from paramcompress.codec import BASIS_SCALE, COSINE_SCALE, Layout, combine
+from paramcompress.dictionaries import mirror
 from paramcompress.dictionaries.cosine import cosine_basis
 from paramcompress.dictionaries.patch import principal_basis
 from paramcompress.jit import compiled_sums
 
+FITTED = ("patch", "mirror")
+"""Bases that are fitted to the kernels of a layer."""
 _KERNELS_EACH = 64
 """Kernels for each of their positions, from which a basis is fitted; more make no better one."""
 _TILE_ROWS, _TILE_COLUMNS = 64, 16
@@ -31,20 +34,21 @@ class Transform:
 
     name: str
     basis: NDArray[np.int8] | None = None
-    """(K, K) what has to be written of it."""
+    """What has to be written of it, as in `codec.Factors`."""
     matrix: NDArray[np.float64] | None = None
     """Q (K, K) as its integers make it; None for no transform."""
 
     @classmethod
     def fitted(cls, name: str, weight: NDArray[np.float32], layout: Layout) -> Transform:
         """The transform of that name for the kernels of a layer."""
-        if name == "patch":
-            kernels = weight.reshape(-1, layout.kernel_size)
-            some = kernels[:: max(1, len(kernels) // (_KERNELS_EACH * layout.kernel_size))]
-            axes = principal_basis(np.ascontiguousarray(some))
-            basis = np.clip(np.rint(axes * PATCH_SCALE), -128, 127).astype(np.int8)
-            return cls(name, basis, basis.astype(np.float64) / PATCH_SCALE)
-        return _cosine(layout.kernel) if name == "cosine" else NONE
+        if name not in FITTED:
+            return _cosine(layout.kernel) if name == "cosine" else NONE
+        kernels = weight.reshape(-1, layout.kernel_size)
+        some = np.ascontiguousarray(kernels[:: max(1, len(kernels) // (_KERNELS_EACH * layout.kernel_size))])
+        numbers = principal_basis(some) if name == "patch" else mirror.mirror_basis(some, layout.kernel)
+        basis = np.clip(np.rint(numbers * BASIS_SCALE), -128, 127).astype(np.int8)
+        whole = basis if name == "patch" else mirror.expanded(basis, layout.kernel)
+        return cls(name, basis, whole / BASIS_SCALE)
 
     @property
     def n_bytes(self) -> int:
