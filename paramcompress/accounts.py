@@ -61,7 +61,8 @@ def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: 
     if coarse:
         worst = max(one.rel_error for one in coarse)
         how = "with relative errors" if not moved else "and moved to make good for what layers lost, by relative errors"
-        notes.append(f"{len(coarse)} vectors are coded too, {how} up to {worst:.3g}")
+        vectors = "1 vector is" if len(coarse) == 1 else f"{len(coarse)} vectors are"
+        notes.append(f"{vectors} coded too, {how} up to {worst:.3g}")
     return tuple(notes)
 
 

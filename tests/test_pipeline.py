@@ -152,6 +152,14 @@ def test_the_limit_holds_for_any_matrix(shape: list[int], dtype: str, limit: flo
     assert report.bytes_after <= weight.numel() * weight.element_size() + SLACK_BYTES
 
 
+@pytest.mark.parametrize(("n_vectors", "said"), [(0, None), (1, "1 vector is coded too"), (2, "2 vectors are coded")])
+def test_vectors_that_are_coded_are_counted(n_vectors: int, said: str | None) -> None:
+    tensors = {f"v{i}": torch.randn(400) for i in range(2)} | {"w": torch.randn(16, 16)}
+    coarse = {f"v{i}": {"max_rel_error": 0.1} for i in range(n_vectors)}
+    notes = paramcompress.squeeze(tensors, "a.safetensors", layers=coarse).notes
+    assert [note[: len(said or "")] for note in notes] == ([] if said is None else [said])
+
+
 def test_less_error_costs_more_bytes() -> None:
     source = weights()
     sizes = []
