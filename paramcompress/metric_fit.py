@@ -72,6 +72,9 @@ LEAST_SIDE = 16
 WIDEST_TURNED = 1024
 """Columns with something to do with each other up to which a trellis down columns is tried: it takes several matrices
 more, and wide layers are those of many inputs."""
+WIDEST_COMPARED = 1024
+"""Columns with something to do with each other up to which rows are shrunk one by one for what is only compared, too:
+eigenvectors of twice as many take seconds."""
 _PIECE = 32
 """Columns of a diagonal metric that are dealt with at a time, about: whole kernels."""
 
@@ -320,7 +323,8 @@ class MetricFit:
                     yield found
 
     def _factors(self, one: _Coordinates, grid: Grid, price: float, *, rough: bool) -> Factors:
-        x = one.shrunk(price) if not rough else one.shrunk_alike(price)
+        wide = self.metric.columns.ndim == 3 and self.layout.n_columns > WIDEST_COMPARED
+        x = one.shrunk_alike(price) if rough and wide else one.shrunk(price)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
         worth = Worth(bits, one.space.feedings(price)[1], coupling)

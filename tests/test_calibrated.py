@@ -683,23 +683,37 @@ def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator)
         assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize("columns", ["whole", "grouped", "diagonal"])
+@pytest.mark.parametrize("columns", ["whole", "grouped"])
 def test_rows_that_are_alike_are_shrunk_as_their_mean(
     columns: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    """As is done for all rows where points are found roughly: by roots in place of eigenvectors."""
+    """As is done for all rows of a wide layer where points are found roughly: by roots in place of eigenvectors."""
     weight = rng.standard_normal((24, 20 * 9))
     weight = (weight / np.sqrt(np.square(weight).mean(1))[:, None]).astype(np.float32)
     weight[12:] *= 3 if columns == "grouped" else 1
     x = rng.standard_normal((2, 400, 30)) @ rng.standard_normal((2, 30, 180)) + 0.1 * rng.standard_normal((2, 400, 180))
     moments = x.transpose(0, 2, 1) @ x / 400
-    metric = {"whole": moments[:1], "grouped": moments, "diagonal": np.einsum("gjj->gj", moments)}[columns]
+    metric = moments if columns == "grouped" else moments[:1]
     monkeypatch.setattr(metric_fit, "N_PASSES", 0)
+    monkeypatch.setattr(metric_fit, "WIDEST_COMPARED", 179)
     fit = MetricFit(weight, Layout.of((24, 20, 3, 3)), Metric(np.ones(24), metric), EFFORTS["fast"])
     fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
     fine, rough = (fit.at(0.5, rough=one).reconstruct() for one in (False, True))
     assert np.linalg.norm(fine - weight) > 0.1 * np.linalg.norm(weight)
     np.testing.assert_allclose(rough, fine, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_narrow_layers_are_shrunk_one_by_one(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where points are found roughly: shrunk alike, a layer whose rows differ is told the wrong dictionary."""
+    weight, metric = layer_of_a_net(rng)
+    rows = np.exp2(rng.integers(-6, 6, len(weight)).astype(float))
+    monkeypatch.setattr(metric_fit, "N_PASSES", 0)
+    fit = MetricFit(weight, Layout.of(weight.shape), Metric(rows, metric.columns), EFFORTS["fast"])
+    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
+    fine, rough = (fit.at(1.0, rough=one).reconstruct() for one in (False, True))
+    np.testing.assert_array_equal(rough, fine)
+    monkeypatch.setattr(metric_fit, "WIDEST_COMPARED", 39)
+    assert not np.array_equal(fit.at(1.0, rough=True).reconstruct(), fine)
 
 
 @pytest.mark.parametrize("bits", [2.0, 4.0])
