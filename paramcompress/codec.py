@@ -373,11 +373,9 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
         raise ValueError("stream too short")
     head, step = struct.unpack_from("<Bf", stream)
     at = 5
-    if head & 15 >= len(TRANSFORMS) or head >> 6 or not math.isfinite(step):
-        raise ValueError("unknown kind of factors")
-    transform = TRANSFORMS[head & 15]
-    if transform != "none" and not layout.takes_transform:
-        raise ValueError(f"{transform} dictionary for a layer without kernels")
+    transform = _transform_of(head, layout)
+    if not math.isfinite(step):
+        raise ValueError(f"a step of {step}")
     basis = None
     if n := layout.basis_bytes(transform):
         if len(stream) < at + n:
@@ -412,13 +410,26 @@ def decode_factored(stream: bytes | memoryview, shape: tuple[int, ...]) -> Facto
     return Factors(layout, step, transform, basis, low_rank, stored)
 
 
+def _transform_of(head: int, layout: Layout) -> str:
+    """The transform that the first byte of a stream names; ValueError for one that such a layer cannot have."""
+    if head & 15 >= len(TRANSFORMS) or head >> 6:
+        raise ValueError("unknown kind of factors")
+    transform = TRANSFORMS[head & 15]
+    if transform != "none" and not layout.takes_transform:
+        raise ValueError(f"{transform} dictionary for a layer without kernels")
+    return transform
+
+
 def section_bytes(stream: bytes | memoryview, shape: tuple[int, ...]) -> dict[str, int]:
     """Where the bytes of a factored stream go: `dictionary` (Q, D and what scales them), `coefficients` (C), `stored`
-    (S), and `head`. They add up to the stream; nothing is decoded, and the stream is one that `decode_factored` reads.
+    (S), and `head`. They add up to the stream; nothing is decoded.
+
+    Raises:
+        ValueError, IndexError: the stream is damaged; not always, where it is.
     """
     layout = Layout.of(shape)
     head = stream[0]
-    found = {"dictionary": layout.basis_bytes(TRANSFORMS[head & 15]), "coefficients": 0, "stored": 0, "head": 5}
+    found = {"dictionary": layout.basis_bytes(_transform_of(head, layout)), "coefficients": 0, "stored": 0, "head": 5}
     at = 5 + found["dictionary"]
     if head & _LOW_RANK:
         rank, after = entropy.read_varint(stream, at + 4)
@@ -428,6 +439,8 @@ def section_bytes(stream: bytes | memoryview, shape: tuple[int, ...]) -> dict[st
             n_bytes, after = entropy.read_varint(stream, at)
             found[name] += after + n_bytes - at
             at = after + n_bytes
+    if at > len(stream):
+        raise ValueError("stream cut short")
     found["stored"] = len(stream) - at
     return found
 

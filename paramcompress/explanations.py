@@ -116,7 +116,7 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
     fits = [
         name
         for name in dictionaries.NAMES
-        if (layout.takes_transform or not name.endswith(dictionaries.TRANSFORMS))
+        if (layout.takes_transform or not name.endswith(dictionaries.BASES))
         and (min(layout.n_rows, layout.n_columns) > 1 or "lowrank" not in name)
     ]
     at = entry.rel_error

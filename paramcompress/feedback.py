@@ -228,8 +228,8 @@ def _choose_rows(
     x, carried, matrix, starts, pivots, worth, coupling, cost, base, rows, columns, into, quantiser, loud_class,
     per_chain, again, begin, end, abreast, points,
 ):  # fmt: skip
-    """Choose row after row, from `begin` to before `end`, feeding forward or, what was chosen, `again`; of as many runs
-    as go abreast, all in chains of one row, a row each at a time.
+    """Choose row after row, from `begin` to before `end`, feeding forward or, what was chosen, `again`; `abreast` runs
+    at once, one row of each at a time, which may be more than one only where every row is a chain of its own.
 
     matrix: V or, again, M, the blocks one after another, which begin at columns `starts`; pivots (n_groups, n_columns):
     what an error costs for a worth of 1. coupling: by what the errors of other rows move what is wanted of a row; or,
@@ -296,7 +296,7 @@ def _state_between(
     nodes, owed,
 ):  # fmt: skip
     """State from which a row and AHEAD numbers of the rows behind it, its `chain`, are cheapest together, where `path`
-    is what it costs to be in each; all after it is to work in."""
+    is what it costs to be in each. `lanes` and all after it are to work in."""
     n_states = len(path)
     ahead[0] = path
     n = 0

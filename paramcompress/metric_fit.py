@@ -232,7 +232,7 @@ class MetricFit:
     def choose_dictionary(self, price: float, grids: Sequence[Grid] = GRIDS) -> None:
         """Settle for the dictionary that costs least at a price: first the transform, then low rank beside it; after
         each the grid, one of some, and in the end the order of points."""
-        # a search begins with none, and mirror is the likeliest to stay: so fewer coordinates are prepared twice
+        # a search begins with none, and ends with the likeliest to stay: so fewer coordinates are prepared twice
         fitted = FITTED if self.effort.fitted else ()
         names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
@@ -473,11 +473,15 @@ class _Space:
         all pieces with that. Those of the last price are kept, for steps are compared at one."""
         if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
-            added = np.exp(np.log(_shrinkage(price, self.worth, self.row_square)).reshape(self.n_groups, -1).mean(1))
-            diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
-            pairs = zip(self.metrics, diagonals, strict=True)
-            self._fed = price, added, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
+            self._fed = price, *self.shrinking(price, self.row_square)
         return self._fed[1:]
+
+    def shrinking(self, price: float, row_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Feeding]]:
+        """The same of rows (n_rows,) of other mean squares."""
+        added = np.exp(np.log(_shrinkage(price, self.worth, row_square)).reshape(self.n_groups, -1).mean(1))
+        diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
+        pairs = zip(self.metrics, diagonals, strict=True)
+        return added, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
 
     def forget_feedings(self) -> None:
         """They take as much memory as the metric, and as much again for their roots."""
@@ -516,7 +520,8 @@ class _Coordinates:
     def shrunk_alike(self, price: float) -> NDArray[np.float64]:
         """The same with all rows of a group shrunk by what is their mean, which takes no eigenvectors."""
         space = self.space
-        added, feedings = space.feedings(price)
+        is_whole = self.dictionary.low_rank is None  # or rows are smaller than those of the target
+        added, feedings = space.feedings(price) if is_whole else space.shrinking(price, self.row_square)
         n_here = self.x.shape[1] // space.n_groups
         out = self.x.copy()
         for feeding, at in zip(feedings, space.places, strict=True):

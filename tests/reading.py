@@ -114,9 +114,9 @@ def squeezed_files(folder: Path, rng: np.random.Generator) -> list[Path]:
     squeeze("sharded", sharded_folder(folder / "shards", rng), max_rel_error=0.1)
     forced = {"*": {"dictionary": "lowrank+patch", "rank": 2, "max_rel_error": 0.1}}
     squeeze("lowrank", {"w": low_rank(rng, 20, 36, 2, 0.3).reshape(20, 4, 3, 3)}, layers=forced)
-    squeeze(
-        "cosine", {"w": smooth_kernels(rng, 8, 6, 3, 3)}, layers={"*": {"dictionary": "cosine", "max_rel_error": 0.1}}
-    )
+    for dictionary in ("cosine", "mirror"):
+        forced = {"*": {"dictionary": dictionary, "max_rel_error": 0.1}}
+        squeeze(dictionary, {"w": smooth_kernels(rng, 8, 6, 3, 3)}, layers=forced)
     squeeze("classes", {"w": mixed_scales(rng, 16, 16)}, max_rel_error=1e-4)
     return made
 
@@ -165,7 +165,7 @@ def seeds(folder: Path) -> dict[str, list[tuple[Path, Mutate, Callable[[Path], N
             (
                 one,
                 lambda rng, honest=honest: mutate_squeezed(rng, honest),
-                lambda path, most=most: read_squeezed(path, most),
+                lambda path, most=most, thorough=path.stem == "mirror": read_squeezed(path, most, thorough=thorough),
             )
         )
     torch.save(trainer(rng), folder / "legacy.pt", _use_new_zipfile_serialization=False)

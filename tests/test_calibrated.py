@@ -23,10 +23,11 @@ from paramcompress import calibrated, job, layer, metric_fit
 from paramcompress.calibrated import HIGHEST_LEVEL, Aim, Budget, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
-from paramcompress.codec import Layout, encode_factored
+from paramcompress.codec import Layout, LowRank, encode_factored
 from paramcompress.container import Reader
 from paramcompress.errors import BudgetError, CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
+from paramcompress.fit.ranks import quantise_factors
 from paramcompress.fit.transforms import Transform
 from paramcompress.layer import Piece, Setting
 from paramcompress.metric_fit import Dictionary, Grid, Metric, MetricFit
@@ -683,24 +684,35 @@ def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator)
         assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize("columns", ["whole", "grouped"])
+@pytest.mark.parametrize("kind", ["whole", "grouped", "low rank"])
 def test_rows_that_are_alike_are_shrunk_as_their_mean(
-    columns: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kind: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """As is done for all rows of a wide layer where points are found roughly: by roots in place of eigenvectors."""
     weight = rng.standard_normal((24, 20 * 9))
     weight = (weight / np.sqrt(np.square(weight).mean(1))[:, None]).astype(np.float32)
-    weight[12:] *= 3 if columns == "grouped" else 1
+    low_rank: LowRank | None = None
+    if kind == "grouped":
+        weight[12:] *= 3
+    elif kind == "low rank":  # which takes nearly all, and leaves rows that are alike
+        sides = rng.standard_normal((24, 2)), rng.standard_normal((180, 2))
+        low_rank = quantise_factors(*sides, np.linalg.norm(sides[0], axis=0), 1e-3)
+        assert low_rank is not None
+        weight = (0.1 * weight + low_rank.product()).astype(np.float32)
     x = rng.standard_normal((2, 400, 30)) @ rng.standard_normal((2, 30, 180)) + 0.1 * rng.standard_normal((2, 400, 180))
     moments = x.transpose(0, 2, 1) @ x / 400
-    metric = moments if columns == "grouped" else moments[:1]
+    metric = moments if kind == "grouped" else moments[:1]
     monkeypatch.setattr(metric_fit, "N_PASSES", 0)
     monkeypatch.setattr(metric_fit, "WIDEST_COMPARED", 179)
     fit = MetricFit(weight, Layout.of((24, 20, 3, 3)), Metric(np.ones(24), metric), EFFORTS["fast"])
-    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout))
-    fine, rough = (fit.at(0.5, rough=one).reconstruct() for one in (False, True))
-    assert np.linalg.norm(fine - weight) > 0.1 * np.linalg.norm(weight)
-    np.testing.assert_allclose(rough, fine, rtol=1e-6, atol=1e-9)
+    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout), low_rank)
+    price = 0.5 if low_rank is None else 0.005
+    fine, rough = (fit.at(price, rough=one) for one in (False, True))
+    assert fine.rank == (0 if low_rank is None else 2)
+    assert fine.stored is not None
+    rest = weight if low_rank is None else weight - low_rank.product()
+    assert np.linalg.norm(fine.reconstruct() - weight) > 0.1 * np.linalg.norm(rest)
+    np.testing.assert_allclose(rough.reconstruct(), fine.reconstruct(), rtol=1e-6, atol=1e-9)
 
 
 def test_rows_of_narrow_layers_are_shrunk_one_by_one(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,8 +300,8 @@ def test_is_exact_counts_the_transform() -> None:
     [
         (lambda data: bytes([4]) + data[1:], "unknown kind"),
         (lambda data: bytes([data[0] | 64]) + data[1:], "unknown kind"),
-        (lambda data: data[:1] + np.float32("nan").tobytes() + data[5:], "unknown kind"),
-        (lambda data: data[:1] + np.float32("inf").tobytes() + data[5:], "unknown kind"),
+        (lambda data: data[:1] + np.float32("nan").tobytes() + data[5:], "a step of nan"),
+        (lambda data: data[:1] + np.float32("inf").tobytes() + data[5:], "a step of inf"),
         (lambda data: data[:5] + np.float32("nan").tobytes() + data[9:], "rank 3"),
         (lambda data: data[:9] + bytes([0]) + data[10:], "rank 0"),
         (lambda data: data[:9] + bytes([10]) + data[10:], "rank 10"),

@@ -74,7 +74,8 @@ def test_structure_shows(file: Path, original: Path) -> None:
 
 @pytest.mark.parametrize("name", ["fc.weight", "conv.weight", "noise.weight"])
 def test_without_the_original_prices_are_near(file: Path, original: Path, name: str) -> None:
-    """That of what is in the file is what it takes; others miss by what the even spread of the noise makes of them."""
+    """That of what is in the file is what it takes; others miss by what the even spread of the noise makes of them, by
+    up to 27 % for the kernels of 5 x 5."""
     found, real = explain(file, name), explain(file, name, original)
     assert found.priced_on == "decoded"
     used, n_bytes = in_file(file, name)

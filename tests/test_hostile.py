@@ -30,6 +30,7 @@ from paramcompress import codec, container, entropy
 from paramcompress.cli import app
 from paramcompress.codec import Layout
 from paramcompress.container import Reader, is_squeezed
+from paramcompress.dictionaries import mirror
 from paramcompress.errors import ConfigError, FormatError
 
 MIB = 1 << 20
@@ -380,6 +381,22 @@ def test_regression_trees(kind: str, suffix: str, forged: Forged, tmp_path: Path
 def test_regression_cosine_bases_are_not_kept_for_ever() -> None:
     """Was a cache without limit: each of ten thousand small tensors could leave 512 kB there."""
     assert codec._cosine_integers.cache_info().maxsize == 16
+
+
+@pytest.mark.parametrize("command", [["report"], ["inspect", "--layer", "w0"]])
+def test_regression_bases_of_kernels_that_take_none(command: list[str], forged: Forged, tmp_path: Path) -> None:
+    """Where bytes go is told before anything is decoded: a basis was made for kernels of any size, of terabytes."""
+    of_nothing(forged, [2, 1, 2000, 2000])
+    forged.parts = {container.POOL: bytes([codec.TRANSFORMS.index("mirror")]) + NOTHING[1:]}
+    (tmp_path / "a").write_bytes(forged.build())
+    code, said = asked(command[0], tmp_path / "a", *command[1:])
+    assert code == 3
+    assert "mirror dictionary for a layer without kernels" in said
+
+
+def test_axes_of_length_1_make_no_other_basis() -> None:
+    """A file may name as many such kernels as it likes, each of which would take time and room of its own."""
+    assert mirror.sectors((1, 3, 5)) is mirror.sectors((3, 1, 5, 1))
 
 
 def test_regression_kernels_with_more_axes_than_64_bits_hold() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TRANSFORMS = ("patch", "mirror", "cosine")
-"""Bases of kernels."""
-NAMES = ("none", "lowrank", *TRANSFORMS, *(f"lowrank+{one}" for one in TRANSFORMS))
+BASES = ("patch", "mirror", "cosine")
+"""Of kernels."""
+NAMES = ("none", "lowrank", *BASES, *(f"lowrank+{one}" for one in BASES))
 """What a layer can be asked to use."""

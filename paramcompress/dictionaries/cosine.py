@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,12 +28,7 @@ def cosine_basis(kernel: Sequence[int], scale: int) -> Tensor:
     """
     basis = torch.ones(1, 1, dtype=torch.int64)
     for n in kernel:
-        axis = [
-            [
-                round(scale * math.sqrt((2 if f else 1) / n) * math.cos(math.pi * (2 * at + 1) * f / (2 * n)))
-                for f in range(n)
-            ]
-            for at in range(n)
-        ]
-        basis = torch.kron(basis, torch.tensor(axis, dtype=torch.int64))
+        f, at = np.arange(n), np.arange(n)[:, None]
+        entries = scale * np.sqrt(np.where(f > 0, 2, 1) / n) * np.cos(math.pi * (2 * at + 1) * f / (2 * n))
+        basis = torch.kron(basis, torch.from_numpy(np.rint(entries)).long())
     return basis

@@ -14,7 +14,7 @@ Shapes: kernels (n, K); Q (K, K), its columns sector by sector; patterns (K, m).
 
 from __future__ import annotations
 
-import itertools
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -22,36 +22,29 @@ from numpy.typing import NDArray
 
 from paramcompress.dictionaries.patch import gram, upright
 
-Patterns = tuple[NDArray[np.floating], ...]
+Patterns = tuple[NDArray[np.int8], ...]
 """Of one sector (K, m), or of two that share their numbers."""
 
 
-@lru_cache(maxsize=16)
 def sectors(kernel: tuple[int, ...]) -> tuple[Patterns, ...]:
-    """Patterns of all sectors; part of the format, with their order."""
-    axes = [n for n in kernel if n > 1]
-    is_square = len(axes) == 2 and axes[0] == axes[1]
-    found: list[Patterns] = []
-    for parity in itertools.product((1, -1), repeat=len(axes)):
-        patterns: NDArray[np.floating] = np.ones((1, 1))
-        for n, sign in zip(axes, parity, strict=True):
-            patterns = np.kron(patterns, _along(n, sign))
-        if not is_square:
-            found.append((patterns,))
-            continue
-        turned = patterns.reshape(*axes, -1).transpose(1, 0, 2).reshape(patterns.shape)
-        if parity == (1, -1):
-            found.append((patterns, turned))
-        elif parity[0] == parity[1]:
-            m = _half(axes[0], parity[0])
-            upper = [i * m + j for i in range(m) for j in range(i, m)]
-            above = [i * m + j for i in range(m) for j in range(i + 1, m)]
-            found += [((patterns + turned)[:, upper].clip(-1, 1),), ((patterns - turned)[:, above],)]
+    """Patterns of each sector, or of two that share their numbers; part of the format, with their order."""
+    return _sectors(tuple(n for n in kernel if n > 1))
+
+
+@lru_cache(maxsize=64)
+def _sectors(axes: tuple[int, ...]) -> tuple[Patterns, ...]:
+    products = [np.ones((1, 1), np.int8)]
+    for n in axes:
+        products = [np.kron(one, _along(n, sign)) for one in products for sign in (1, -1)]
+    if len(axes) != 2 or axes[0] != axes[1]:
+        return tuple((one,) for one in products)
+    even, mixed, _, odd = products
+    found = [*_by_turning(even, axes), (mixed, _turned(mixed, axes)), *_by_turning(odd, axes)]
     return tuple(one for one in found if one[0].shape[1])
 
 
 def n_numbers(kernel: tuple[int, ...]) -> int:
-    """Numbers that settle a basis: the squares of the patterns of each sector."""
+    """Numbers that settle a basis: the square of the number of patterns, for each sector or two that share theirs."""
     return sum(int(one[0].shape[1]) ** 2 for one in sectors(kernel))
 
 
@@ -87,15 +80,22 @@ def expanded(numbers: NDArray[np.generic], kernel: tuple[int, ...]) -> NDArray[n
     return np.concatenate(atoms, 1)
 
 
-def _half(n: int, sign: int) -> int:
-    """Even patterns (sign 1) or odd ones (-1) along an axis; that in the middle of an odd axis is even."""
-    return (n + sign * (n % 2)) // 2
-
-
-def _along(n: int, sign: int) -> NDArray[np.float64]:
-    """These, (n, half of n)."""
-    patterns = np.zeros((n, _half(n, sign)))
+def _along(n: int, sign: int) -> NDArray[np.int8]:
+    """Even patterns (sign 1) or odd ones (-1) along an axis, (n, half of n); that in the middle of it is even."""
+    patterns = np.zeros((n, (n + sign * (n % 2)) // 2), np.int8)
     for i in range(patterns.shape[1]):
         patterns[n - 1 - i, i] = sign
         patterns[i, i] = 1
     return patterns
+
+
+def _turned(patterns: NDArray[np.int8], axes: tuple[int, ...]) -> NDArray[np.int8]:
+    """The same with the two axes of each changed."""
+    return patterns.reshape(*axes, -1).transpose(1, 0, 2).reshape(patterns.shape)
+
+
+def _by_turning(patterns: NDArray[np.int8], axes: tuple[int, ...]) -> tuple[Patterns, Patterns]:
+    """Patterns, alike along both axes, as a sector that a change of axes leaves alone and one that changes its sign."""
+    turned, m = _turned(patterns, axes), math.isqrt(patterns.shape[1])
+    (a, b), (c, d) = np.triu_indices(m), np.triu_indices(m, 1)
+    return ((patterns + turned).clip(-1, 1)[:, a * m + b],), ((patterns - turned)[:, c * m + d],)

@@ -27,7 +27,7 @@ def principal_basis(kernels: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def upright(basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same columns (K, a), of either sign, with that sign which makes the entry of largest magnitude positive."""
+    """Columns (n, a), each with the sign that makes its entry of largest magnitude positive."""
     return basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])])
 
 

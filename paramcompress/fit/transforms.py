@@ -21,7 +21,7 @@ from paramcompress.dictionaries.patch import principal_basis
 from paramcompress.jit import compiled_sums
 
 FITTED = ("patch", "mirror")
-"""Bases that are fitted to the kernels of a layer."""
+"""Bases that are fitted to the kernels of a layer; the last is the likeliest to be chosen."""
 _KERNELS_EACH = 64
 """Kernels for each of their positions, from which a basis is fitted; more make no better one."""
 _TILE_ROWS, _TILE_COLUMNS = 64, 16
