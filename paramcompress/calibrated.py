@@ -11,7 +11,6 @@ the two models (measured anew from a few hundred inputs they would be worse than
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,17 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paramcompress import layer, metrics
-from paramcompress.calibration import canonical_names, every_module_called, tensors_of
+from paramcompress.calibration import every_module_called, tensors_of
 from paramcompress.calls import Args
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import EXACT, Factors, Layout, to_tensor
 from paramcompress.compensation import PairSums
-from paramcompress.errors import CalibrationError
 from paramcompress.fit import Effort
-from paramcompress.inputs import is_known, products
+from paramcompress.inputs import is_known, products, weights_of
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
 from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, Metric, MetricFit
+from paramcompress.modules import canonical_names, copied
 from paramcompress.moments import Moment, SecondMoments, of_trace_one
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
@@ -254,8 +253,9 @@ class Calibrated:
             budget: where all of it shall have a size.
         """
         self.final = {}
-        original, squeezed = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-        _Rehearsal(self, original, squeezed, aim, budget).run(batches)
+        with torch.inference_mode(False):
+            original, squeezed = copied(model).eval(), copied(model).eval()
+            _Rehearsal(self, original, squeezed, aim, budget).run(batches)
 
 
 @dataclass
@@ -298,7 +298,7 @@ class _Rehearsal:
     ) -> None:
         self.job, self.first_aim, self.budget = job, aim, budget
         self.original, self.squeezed = original, squeezed
-        self.names = canonical_names(original)
+        self.names = canonical_names(original, job.weights)
 
     @property
     def aim(self) -> Aim:
@@ -319,15 +319,27 @@ class _Rehearsal:
         if _keeps_statistics(original):
             self._normalisation(path, original, squeezed, calls)
             return
-        sums: dict[str, PairSums | None] = {}
+        try:
+            sums = self._sums(path, original, squeezed, calls)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            sums = {}  # it is called as its kind is not, which `calibrate` says
+        for weight in weights_of(original):
+            self._weight(path, weight, sums.get(weight), original, squeezed)
+
+    def _sums(
+        self, path: str, original: nn.Module, squeezed: nn.Module, calls: list[tuple[Args, Args]]
+    ) -> dict[str, PairSums]:
+        """What goes into the weights of a module in both models, where it can be fitted to."""
+        sums: dict[str, PairSums] = {}
         for left, right in calls:
             for mine, its in zip(products(original, left), products(squeezed, right), strict=True):
                 moment = self.job.moments.layers.get(self._name(path, mine.weight))
-                one = sums.setdefault(mine.weight, None if moment is None or mine.inputs is None else PairSums())
-                if one is not None and mine.inputs is not None and its.inputs is not None:
-                    one.add(mine.inputs, its.inputs, diagonal=moment is not None and moment.is_diagonal)
-        for weight, found in sums.items():
-            self._weight(path, weight, found, original, squeezed)
+                if moment is None or mine.inputs is None or its.inputs is None:
+                    continue
+                if mine.inputs.shape == its.inputs.shape and mine.inputs.numel():  # or other inputs were chosen
+                    one = sums.setdefault(mine.weight, PairSums())
+                    one.add(mine.inputs, its.inputs, diagonal=moment.is_diagonal)
+        return sums
 
     def _name(self, path: str, weight: str) -> str:
         full = f"{path}.{weight}" if path else weight
@@ -576,23 +588,3 @@ def _statistics(inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         n, total, square = n + channels.shape[1], total + channels.sum(1), square + channels.square().sum(1)
     mean = total / n
     return mean, (square / n - mean**2).clamp(min=0)
-
-
-def check_model(model: nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether a model has the names and shapes of a checkpoint.
-
-    Raises:
-        CalibrationError: it has not; lists the first that differ.
-    """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    optional = {name for name in expected if name.endswith("num_batches_tracked")}
-    wrong = [f"{name} (only in the checkpoint)" for name in tensors if name not in expected]
-    wrong += [f"{name} (only in the model)" for name in expected if name not in tensors and name not in optional]
-    wrong += [
-        f"{name} ({shape} in the checkpoint, {expected[name]} in the model)"
-        for name, shape in tensors.items()
-        if expected.get(name, shape) != shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CalibrationError(f"the model does not fit the checkpoint: {', '.join(wrong[:5])}{more}")

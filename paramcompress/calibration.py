@@ -14,8 +14,7 @@ shift of the output.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from paramcompress.calls import Args, called
+from paramcompress.calls import Args, called, noise_of
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
-from paramcompress.inputs import SHIFTED, is_known, products
+from paramcompress.inputs import SHIFTED, is_known, products, weights_of
+from paramcompress.modules import canonical_names, copied
 from paramcompress.moments import (
     WIDEST,
     Moment,
@@ -46,8 +46,9 @@ _NOT_NUMBERS = "holds NaN or Inf"
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], *, widest: int = WIDEST, n_probes: int = N_PROBES, seed: int = 0
-) -> SecondMoments:
+    model: nn.Module, batches: Iterable[Any], *, widest: int = WIDEST, n_probes: int = N_PROBES, seed: int = 0,
+    known: Collection[str] = (),
+) -> SecondMoments:  # fmt: skip
     """Second moments of the inputs of every weight, and how much the output heeds it.
 
     Args:
@@ -55,45 +56,48 @@ def calibrate(
         batches: each is what the model is called with: a tensor, a tuple or list of arguments, or a dict of keywords.
         widest: columns of a weight's matrix above which only the diagonal of its second moment is kept.
         n_probes: random directions in which each batch's output is followed back; 0 leaves sensitivities out.
+        known: names of a checkpoint: of the names that a weight has, the first of these is the one it gets.
 
     Raises:
-        CalibrationError: no batches, a batch that the model cannot be called with, or numbers that are not finite.
+        CalibrationError: no batches, a batch that the model cannot be called with, numbers that are not finite, or a
+            model that cannot be copied.
 
     Cost: one forward and n_probes backward passes; O(n_columns^2) memory for each weight, and that of one batch.
     """
-    model = copy.deepcopy(model).eval()
-    gathered = _Gathered(model, widest)
+    with torch.inference_mode(False), torch.enable_grad():
+        return _calibrated(copied(model).eval(), batches, widest, n_probes, seed, known)
+
+
+def _calibrated(
+    model: nn.Module, batches: Iterable[Any], widest: int, n_probes: int, seed: int, known: Collection[str]
+) -> SecondMoments:
+    """`calibrate` for a model that may be changed."""
+    gathered = _Gathered(model, widest, known)
     generator = torch.Generator().manual_seed(seed)
     heeded: dict[str, NDArray[np.float64]] = {}
     mean_free: dict[str, NDArray[np.float64]] = {}
-    energy, n_batches, notes = 0.0, 0, []
+    energy, n_batches, notes, is_blind = 0.0, 0, [], False
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    parameters = {gathered.names[name]: one for name, one in model.named_parameters() if one.requires_grad}
     with _watched(model, gathered):
         for n_batches, batch in enumerate(batches, 1):
             gathered.new_batch()
-            found = run(model, batch, n_batches)
+            with noise_of(n_batches):
+                found = run(model, batch, n_batches)
             outputs = list(tensors_of(found))
             if not all(bool(torch.isfinite(one).all()) for one in outputs):
                 raise CalibrationError(f"batch {n_batches}: the model's output {_NOT_NUMBERS}")
-            outputs = [one for one in outputs if one.requires_grad]
-            if not outputs and n_probes:
-                n_probes, heeded, mean_free = 0, {}, {}
-                notes.append(
-                    "the model's output cannot be differentiated: layers share alike what the output may change"
-                )
-            energy += sum(float(one.detach().double().square().sum()) for one in outputs)
-            for _ in range(n_probes):
-                directions = [torch.randn(one.shape, generator=generator).to(one) for one in outputs]
-                gradients = torch.autograd.grad(
-                    outputs, list(parameters.values()), directions, retain_graph=True, allow_unused=True
-                )
-                found_at = {
-                    name: one.detach().double().cpu().numpy()
-                    for name, one in zip(parameters, gradients, strict=True)
-                    if one is not None
-                }
+            followed = [one for one in outputs if one.requires_grad]
+            is_blind = is_blind or bool(outputs and not followed)
+            energy += sum(float(one.detach().double().square().sum()) for one in followed)
+            for _ in range(n_probes if followed and not is_blind else 0):
+                directions = [torch.randn(one.shape, generator=generator).to(one) for one in followed]
+                try:
+                    found_at = _gradients(followed, parameters, directions)
+                except RuntimeError:  # as of what was changed in place since
+                    is_blind = True
+                    break
                 for name, gradient in found_at.items():
                     heeded[name] = heeded.get(name, 0.0) + gradient**2
                     gathered.follow_columns(name, gradient)
@@ -102,9 +106,12 @@ def calibrate(
                 for name, gradient in gathered.about_means(found_at):
                     mean_free[name] = mean_free.get(name, 0.0) + (gradient**2).sum(1)
                     gathered.follow(name, gradient, gathered.mean_free_products)
-            del found, outputs
+            del found, outputs, followed
     if n_batches == 0:
         raise CalibrationError("there are no batches to calibrate with", hint="an iterator is empty once it was used")
+    if is_blind and n_probes:
+        n_probes, heeded, mean_free = 0, {}, {}
+        notes.append("the model's output cannot be differentiated: layers share alike what the output may change")
     per_energy = 1 / (n_probes * energy) if n_probes and energy > 0 else 0.0
     sensitivity = {name: squares * per_energy for name, squares in heeded.items()} if per_energy else {}
     if lost := [name for name, squares in sensitivity.items() if not np.isfinite(squares).all()]:
@@ -118,6 +125,18 @@ def calibrate(
     vectors = {name: float(squares.mean()) for name, squares in sensitivity.items() if name not in layers}
     vectors.update(_of_statistics(model, sensitivity))
     return SecondMoments(layers, shapes, vectors, n_batches, (*notes, *gathered.notes))
+
+
+def _gradients(
+    outputs: list[Tensor], parameters: Mapping[str, Tensor], directions: list[Tensor]
+) -> dict[str, NDArray[np.float64]]:
+    """Gradients of <directions, outputs> at the parameters that these depend on."""
+    found = torch.autograd.grad(outputs, [*parameters.values()], directions, retain_graph=True, allow_unused=True)
+    return {
+        name: (one if one.layout == torch.strided else one.to_dense()).detach().double().cpu().numpy()
+        for name, one in zip(parameters, found, strict=True)
+        if one is not None
+    }
 
 
 def run(model: nn.Module, batch: Any, number: int) -> Any:
@@ -152,9 +171,10 @@ class Shift(NamedTuple):
 class _Gathered:
     """Sums over all calls of all modules."""
 
-    def __init__(self, model: nn.Module, widest: int) -> None:
+    def __init__(self, model: nn.Module, widest: int, known: Collection[str]) -> None:
         self.widest = widest
-        self.names = canonical_names(model)
+        self.names = canonical_names(model, known)
+        self.left_out: set[str] = set()
         self.totals: dict[str, NDArray[np.float64]] = {}
         self.shifts: dict[str, Shift] = {}
         self.called: set[str] = set()
@@ -175,13 +195,31 @@ class _Gathered:
         self.notes: list[str] = []
 
     def see(self, path: str, module: nn.Module, call: Args) -> None:
-        with torch.no_grad():
+        """A module is about to be called."""
+        if path in self.left_out:
+            return
+        try:
+            self._see(path, module, call)
+        except CalibrationError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            self.left_out.add(path)
+            self.notes.append(f"{path or 'the model'} is called as {_kind_of(module)} is not: coded without data")
+            for weight in weights_of(module):
+                name = self._of(path, weight)
+                for kept in (self.shapes, self.sums, self.rows, self.totals, self.scale_products, self.gauss_newton):
+                    kept.pop(name, None)
+
+    def _see(self, path: str, module: nn.Module, call: Args) -> None:
+        device = next(module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             for weight, inputs, rows, scales in products(module, call):
                 name = self.names.get(f"{path}.{weight}" if path else weight)
                 if name is None:
                     continue
-                shape = tuple(module.get_parameter(weight).shape)
-                self.shapes[name] = shape
+                if not next(one for one in (inputs, rows, scales) if one is not None).numel():
+                    continue
+                self.shapes[name] = tuple(module.get_parameter(weight).shape)
                 if inputs is not None:
                     self._add(path, name, inputs)
                 elif (given := rows if scales is None else scales.double().square()) is not None:
@@ -277,7 +315,8 @@ class _Gathered:
         A weight that is used twice in a run, or with inputs of two kinds, has no one mean, and is left out.
         """
         for name, shift in self.shifts.items():
-            if not {name, shift.name} <= gradients.keys() or name in self.repeated or name in self.rows:
+            is_known = {name, shift.name} <= gradients.keys() and name in self.totals
+            if not is_known or name in self.repeated or name in self.rows:
                 continue
             means = self.totals[name] / self.counts[name]
             layout = Layout.of(self.shapes[name])
@@ -324,6 +363,11 @@ class _Gathered:
             if name in self.gauss_newton:
                 layers[name].gauss_newton, layers[name].gauss_newton_noise = self.gauss_newton[name].found()
         return layers, {name: self.shapes[name] for name in layers}
+
+
+def _kind_of(module: nn.Module) -> str:
+    """torch's own class that a module is of."""
+    return next(kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
 
 
 def _total(path: str, given: Tensor, axis: int) -> NDArray[np.float64]:
@@ -379,15 +423,6 @@ def every_module_called() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """The first name of each parameter by every name that it has."""
-    first: dict[int, str] = {}
-    found = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found[name] = first.setdefault(id(parameter), name)
-    return found
 
 
 def _of_statistics(model: nn.Module, sensitivity: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:

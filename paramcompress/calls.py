@@ -1,8 +1,13 @@
-"""How a model is called with a batch: a tensor, a tuple or list of arguments, or a dict of keywords."""
+"""How a model is called with a batch: a tensor, a tuple or list of arguments, or a dict of keywords.
+
+Also what it may draw from torch's generators meanwhile: models that draw where they are only used (dropout that is
+always on, a sampled code) draw the same for a batch whenever they are run over it, and leave what others draw alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,16 +17,18 @@ from paramcompress.errors import ParamCompressError
 
 Args = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of a call."""
+Noise = tuple[Tensor, list[Tensor]]
+"""States of torch's generators: that of the processor, and of devices in use."""
 
 
 def called(model: nn.Module, batch: Any, number: int, refusal: type[ParamCompressError]) -> Any:
-    """What the model gives for a batch.
+    """What the model gives for a batch, which stays as it is whatever the model does to its arguments.
 
     Raises:
         refusal: it cannot be called with it; the message names the batch and what the model said. One that is raised
             within the call goes through as it is.
     """
-    args, kwargs = arguments(batch)
+    args, kwargs = arguments(mapped(batch, lambda one: one.detach().clone()))
     try:
         return model(*args, **kwargs)
     except refusal:
@@ -30,7 +37,7 @@ def called(model: nn.Module, batch: Any, number: int, refusal: type[ParamCompres
         said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise refusal(
             f"batch {number} ({described(batch)}) does not fit the model: {said}",
-            hint="each batch is what the model is called with: a tensor, a tuple of arguments or a dict; no labels",
+            hint="each batch is what the model, in float32, is called with: a tensor, a tuple or a dict; no labels",
         ) from error
 
 
@@ -43,16 +50,39 @@ def arguments(batch: Any) -> Args:
     return (batch,), {}
 
 
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on that device, however they are nested."""
+def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with its tensors changed, however they are nested."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {key: moved(value, device) for key, value in batch.items()}
+        return {key: mapped(value, change) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        entries = (moved(entry, device) for entry in batch)
+        entries = (mapped(entry, change) for entry in batch)
         return type(batch)(*entries) if hasattr(batch, "_fields") else type(batch)(entries)
     return batch
+
+
+def noise() -> Noise:
+    """What torch's generators will draw from here on."""
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if is_in_use else []
+
+
+def set_noise(state: Noise) -> None:
+    torch.set_rng_state(state[0])
+    for device, one in enumerate(state[1]):
+        torch.cuda.set_rng_state(one, device)
+
+
+@contextlib.contextmanager
+def noise_of(number: int) -> Iterator[None]:
+    """While it lasts, torch's generators draw what belongs to that batch."""
+    before = noise()
+    try:
+        torch.manual_seed(number)
+        yield
+    finally:
+        set_noise(before)
 
 
 def described(batch: Any) -> str:

@@ -5,23 +5,25 @@ Holds no maths: it brings checkpoint, model, batches and moments together, and c
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from paramcompress import layer, metrics
 from paramcompress.adam import moments_of_optimizer
-from paramcompress.calibrated import Aim, Budget, Calibrated, check_model
+from paramcompress.calibrated import Aim, Budget, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import Checkpoint, TensorInfo
 from paramcompress.errors import ConfigError, VerificationError
 from paramcompress.fit import Effort
 from paramcompress.layer import FLOATS, Piece, Setting
+from paramcompress.modules import canonical_names, check_model, unwrapped, with_weights
 from paramcompress.moments import SecondMoments
 from paramcompress.plan import Plan
 from paramcompress.records import Override
@@ -37,9 +39,16 @@ class Guide:
     """What data say of a checkpoint, ready to encode its tensors at a level."""
 
     def __init__(
-        self, calibrated: Calibrated, model: nn.Module | None, batches: list[Any], options: Mapping[str, Any]
+        self,
+        calibrated: Calibrated,
+        model: nn.Module | None,
+        batches: list[Any],
+        options: Mapping[str, Any],
+        twins: Mapping[str, str],
     ) -> None:
         self.calibrated, self.model, self.batches = calibrated, model, batches
+        self.twins = twins
+        """Of tensors that are one in the model, and equal in the checkpoint, the name of the one that is known of."""
         self.for_size = _for_size(options)
         rel_error, output_error = options.get("max_rel_error"), options.get("max_output_error")
         if not self.for_size and rel_error is None and output_error is None:
@@ -61,11 +70,18 @@ class Guide:
 
         Where no factors keep the limit on a layer's output, it is exact: a limit on its weights would not do.
         """
+        if (first := self.twins.get(info.name)) is not None:
+            piece = self.encode(replace(info, name=first), tensor, level)
+            return piece and replace(piece, entry=replace(piece.entry, name=info.name))
         job = self.calibrated
         piece = job.encode(info, tensor, self.aim(level))
         if piece is None and self.limits.output_error is not None and info.name in job.fits:
             return layer.encode(info, tensor, Setting(0.0), job.effort, job.seed, job.device)
         return piece
+
+    def has_a_say_in(self, name: str) -> bool:
+        """Whether data may decide over a tensor of that name."""
+        return self.twins.get(name, name) in self.calibrated.weights
 
     def check(self, file: Path, name: str, weight: Tensor, decoded: Tensor) -> float | None:
         """Relative error of what a layer gives, measured on the decoded weight; None for one that data say nothing of.
@@ -73,6 +89,7 @@ class Guide:
         Raises:
             VerificationError: a limit is broken.
         """
+        name = self.twins.get(name, name)
         found = self.calibrated.output_error(name, weight, decoded)
         for limit, error, what in (
             (self.limits.output_error, found, "an output error"),
@@ -150,11 +167,13 @@ def make(
     """
     shapes = {info.name: info.shape for info in checkpoint.tensors}
     kept: list[Any] = []
+    twins: dict[str, str] = {}
     if model is not None and batches is not None:
-        kept = list(batches)
+        kept, model = list(batches), unwrapped(model)
         moments = measure(checkpoint, model, kept, seed) if stats is None else _loaded(stats)
         check_model(model, shapes)
-        model = _with_weights(model, checkpoint)
+        model = with_weights(model, checkpoint)
+        twins = _twins(model, checkpoint)
     elif stats is not None:
         moments = _loaded(stats)
     elif options.get("importance") is not None:
@@ -167,6 +186,9 @@ def make(
     for info in checkpoint.tensors:
         free = info.name in limits.squeezed and limits.overrides.get(info.name, Override()) == Override()
         if info.alias_of is not None or info.dtype not in FLOATS or not free or math.prod(info.shape) == 0:
+            twins.pop(info.name, None)
+            continue
+        if info.name in twins:
             continue
         tensor = checkpoint.load(info.name)
         found = metrics.survey(tensor)
@@ -181,7 +203,8 @@ def make(
     for_size = _for_size(options)
     means_return = model is not None and for_size
     calibrated = Calibrated(moments, weights, effort, seed, device, notes, means_return, for_size, workers)
-    return Guide(calibrated, model, kept, options)
+    twins = {name: first for name, first in twins.items() if first in weights}
+    return Guide(calibrated, model, kept, options, twins)
 
 
 def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: int) -> SecondMoments:
@@ -190,8 +213,21 @@ def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: 
     Raises:
         CalibrationError: they do not belong together, or the batches do not fit.
     """
-    check_model(model, {info.name: info.shape for info in checkpoint.tensors})
-    return calibrate(_with_weights(model, checkpoint), batches, seed=seed)
+    model, shapes = unwrapped(model), {info.name: info.shape for info in checkpoint.tensors}
+    check_model(model, shapes)
+    return calibrate(with_weights(model, checkpoint), batches, seed=seed, known=shapes)
+
+
+def _twins(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Tensors of a checkpoint that are one in the model, and equal though not tied, by the name of the first."""
+    infos = {info.name: info for info in checkpoint.tensors if info.alias_of is None}
+    names = canonical_names(model, infos).items()
+    pairs = [(name, first) for name, first in names if name != first and {name, first} <= infos.keys()]
+    return {
+        name: first
+        for name, first in pairs
+        if infos[name].dtype == infos[first].dtype and torch.equal(checkpoint.load(name), checkpoint.load(first))
+    }
 
 
 def _for_size(options: Mapping[str, Any]) -> bool:
@@ -200,13 +236,3 @@ def _for_size(options: Mapping[str, Any]) -> bool:
 
 def _loaded(stats: Stats) -> SecondMoments:
     return stats if isinstance(stats, SecondMoments) else SecondMoments.load(stats)
-
-
-def _with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """A copy of a model with the weights of a checkpoint, in float32."""
-    model = copy.deepcopy(model).float()
-    state = model.state_dict()
-    for info in checkpoint.tensors:
-        if info.name in state:
-            state[info.name].copy_(checkpoint.load(info.name))
-    return model.eval()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from paramcompress.calls import Args
+from paramcompress.calls import Args, mapped
 
 MOST_POSITIONS = 256
 """Windows of one input of a convolution that are looked at: neighbours overlap, and say nearly the same."""
@@ -41,13 +41,24 @@ class Product(NamedTuple):
 
 
 def products(module: nn.Module, call: Args) -> Iterator[Product]:
-    """Weights of a module and their inputs in one call, in pieces of bounded size."""
+    """Weights of a module and their inputs in one call, in pieces of bounded size.
+
+    Raises whatever comes of a module that is of a known kind, and is called as that kind is not.
+    """
+    dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
+    # where a model lowers the precision for some of its modules, they get inputs that are not of their own
+    args, kwargs = mapped(call, lambda one: one.to(dtype) if one.is_floating_point() else one)
     for kind, give in _TABLE.items():
         if isinstance(module, kind):
-            yield from give(module, *call[0], **call[1])
+            yield from give(module, *args, **kwargs)
             return
     if _is_turned_linear(module):
-        yield from _turned_linear(module, *call[0], **call[1])
+        yield from _turned_linear(module, *args, **kwargs)
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    """Names, within a module, of all that `products` may speak of, and of its other parameters."""
+    return [name for name, _ in module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))]
 
 
 def is_known(module: nn.Module) -> bool:
@@ -68,6 +79,8 @@ def _linear(module: nn.Linear, input: Tensor) -> Iterator[Product]:
 def _convolution(module: Any, input: Tensor) -> Iterator[Product]:
     n_axes = len(module.kernel_size)
     x = padded(module, input if input.dim() == n_axes + 2 else input[None])
+    if not len(x):
+        return
     n_windows = min(x[0, 0].numel(), MOST_POSITIONS)
     per_input = x.shape[1] * n_windows * math.prod(module.kernel_size)
     at_a_time = max(1, CHUNK // max(per_input, 1))
@@ -158,7 +171,8 @@ def _one_layer(module: nn.RNNBase, suffix: str, *, backwards: bool) -> Callable[
         options["proj_size"] = module.proj_size
     if isinstance(module, nn.RNN):
         options["nonlinearity"] = module.nonlinearity
-    one = type(module)(weights["weight_ih"].shape[1], module.hidden_size, **options).to(weights["weight_ih"])
+    kind = next(one for one in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, one))  # not a class made from it
+    one = kind(weights["weight_ih"].shape[1], module.hidden_size, **options).to(weights["weight_ih"])
     one.load_state_dict(
         {f"{name[: -len(suffix)]}_l0": value for name, value in module.named_parameters() if _is_of(name, suffix)}
     )
@@ -209,8 +223,9 @@ def _states_before(y: Any, start: Tensor | None, backwards: bool, batch_first: b
 
 
 def _attention(
-    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
-) -> Iterator[Product]:
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+    need_weights: bool = True, *masks: Any, **more: Any,
+) -> Iterator[Product]:  # fmt: skip
     """Projections of queries, keys and values, and the heads together before the projection that goes out.
 
     The three lie in one weight where they have one width; their inputs are then taken together: the same in
@@ -227,7 +242,7 @@ def _attention(
     twin = copy.copy(module)
     twin._modules = {"out_proj": nn.Linear(module.embed_dim, module.embed_dim, bias=False).to(out.weight)}
     twin.out_proj.weight.data = torch.eye(module.embed_dim).to(out.weight)
-    heads = twin.forward(query, key, value, *rest, **{**more, "need_weights": False})[0]
+    heads = twin.forward(query, key, value, key_padding_mask, False, *masks, **more)[0]
     yield Product("out_proj.weight", heads.reshape(1, -1, module.embed_dim))
 
 

@@ -60,7 +60,7 @@ class Job:
     ) -> None:
         self.checkpoint, self.limits, self.effort = checkpoint, limits, effort
         self.seed, self.device, self.workers, self.about = seed, device, workers, about
-        self.asked_bytes = int(about["settings"].get("target_size", 0))
+        self.asked_bytes = 0
         self.guided = guided
         self.layers: list[LayerReport] = []
         self.entries: tuple[Entry, ...] = ()
@@ -74,6 +74,7 @@ class Job:
 
     def first_level(self, path: Path, size: int, progress: Progress | None) -> float:
         """The level for a size; a rough one where the guide, which keeps the size itself, goes through the model."""
+        self.asked_bytes = size
         if self.guided is None:
             return self._level_for_size(path, size, None, progress)
         rough = self._rough_level(self.guided, path, size, progress)
@@ -208,7 +209,7 @@ class Job:
         entry = piece.entry
         decoded = layer.decode(entry, piece.stream)
         found = metrics.deviation(tensor, decoded)
-        if self.guided is not None and entry.name in self.guided.calibrated.weights:
+        if self.guided is not None and self.guided.has_a_say_in(entry.name):
             return replace(piece, found=found), self.guided.check(path, entry.name, tensor, decoded)
         promised = min(entry.rel_error, setting.limit) if setting.firm else entry.rel_error
         if found.rel_error > promised:
@@ -258,6 +259,7 @@ class Job:
                 self.about["notes"].append(NOT_FITTED)
         while True:
             options = {**self.about["settings"], "target_size": asked}
+            options.pop("bits_per_weight", None)
             self.about = {**self.about, "settings": options, "target": target_words(options, self.guided)}
             found = self.size_at(path, plan.LARGEST_LEVEL, progress)
             if found <= asked:

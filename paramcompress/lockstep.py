@@ -2,7 +2,8 @@
 before what comes after has run. Knows no weights.
 
 Every run of a model over a batch is a thread of its own that stops at each *station* (a module worth a stop) until it
-is sent on. Only one of them works at a time, so the order of everything is fixed. When all have stopped, the station of
+is sent on. Only one of them works at a time, so the order of everything is fixed; each has what it keeps in modules for
+itself, and both models draw the same over a batch, if they draw. When all have stopped, the station of
 the first of them is dealt with, and those who wait there are sent on: two forward passes in all, however many stations,
 for the memory of what all batches have in hand at one place.
 """
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 
 from paramcompress.calibration import run
-from paramcompress.calls import Args
+from paramcompress.calls import Args, noise, noise_of, set_noise
+from paramcompress.modules import for_one_run
 
 Meeting = Callable[[str, list[tuple[Args, Args]]], None]
 """Called with a station's module path and, batch by batch, the calls of it in both models."""
@@ -31,7 +33,9 @@ class _Runner:
     """One model on its way through one batch."""
 
     def __init__(self, model: nn.Module, batch: Any, number: int) -> None:
-        self.model, self.batch, self.number = model, batch, number
+        self.model, self.batch, self.number = for_one_run(model), batch, number
+        with noise_of(number):
+            self.noise = noise()
         self.station: str | None = None
         self.call: Args | None = None
         self.error: BaseException | None = None
@@ -45,8 +49,12 @@ class _Runner:
         self.station = self.call = None
         if not self.thread.ident:
             self.thread.start()
+        before = noise()
+        set_noise(self.noise)
         self._go.release()
         self._stopped.acquire()
+        self.noise = noise()
+        set_noise(before)
         if self.error is not None:
             raise self.error
 

@@ -142,8 +142,11 @@ class SecondMoments:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file of float32 tensors.
 
-        Raises OutputError where it cannot be written.
+        Raises:
+            CalibrationError: there is nothing to write. OutputError: it cannot be written.
         """
+        if not self.layers:
+            raise CalibrationError("the batches reach no weight of a module that is known: there is nothing to keep")
         tensors = dict(self._tensors())
         about = {
             "version": VERSION,

@@ -29,7 +29,7 @@ FLOORS = (
         "plot",
         "vectors",
     ),
-    ("quantize", "feedback", "codec", "inputs"),
+    ("quantize", "feedback", "codec", "inputs", "modules"),
     (
         "container",
         "report",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramcompress.calls import called, moved
+from paramcompress.calls import called, mapped
 from paramcompress.dictionaries.contract import Dictionary
 from paramcompress.dictionaries.data import FromData
 from paramcompress.errors import PredictionError
@@ -147,7 +147,7 @@ def _watch(
         model.eval()
         with torch.no_grad():
             for number, batch in enumerate(batches, 1):
-                called(model, moved(batch, device), number, PredictionError)
+                called(model, mapped(batch, lambda one: one.to(device)), number, PredictionError)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,499 @@
+"""Models as people write them, with data: that draw, remember, change what they are given, or call modules otherwise.
+
+What is asked of each is that data help as they do elsewhere, or that one line says why not.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import prune
+
+import paramcompress
+from paramcompress.calibration import calibrate
+from paramcompress.errors import BudgetError, CalibrationError
+from paramcompress.inputs import weights_of
+from paramcompress.lockstep import run_in_lockstep
+from paramcompress.modules import canonical_names, check_model, copied, for_one_run
+from paramcompress.moments import SecondMoments
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def change(model: nn.Module, weights: dict[str, Tensor], batches: list[Tensor]) -> float:
+    """Squared relative change of what a model gives."""
+    squeezed = copied(model)
+    squeezed.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        pairs = [(model(x.clone()), squeezed(x.clone())) for x in batches]
+    return float(sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a, _ in pairs))
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(one.shape) for name, one in model.state_dict().items()}
+
+
+# ------------------------------------------------------------------------------------------- what a run does
+
+
+class Sampled(nn.Module):
+    """Draws what lies between its halves, also where it is only used."""
+
+    noisy = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up, self.out = nn.Linear(32, 8), nn.Linear(8, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.down(x)
+        z = z + torch.randn_like(z) if self.noisy else z
+        return self.out(functional.relu(self.up(z)))
+
+
+def test_models_that_draw_draw_the_same_in_both_models(tmp_path: Path) -> None:
+    """Or each weight would be fitted to the difference of two draws: worse than without data."""
+    model = Sampled().eval()
+    batches = [torch.randn(64, 32) for _ in range(4)]
+    before = torch.get_rng_state()
+    paramcompress.squeeze(model.state_dict(), tmp_path / "with", model=model, batches=batches, target_size=1800)
+    assert torch.equal(torch.get_rng_state(), before), "what others draw is left alone"
+    paramcompress.squeeze(model.state_dict(), tmp_path / "without", target_size=1800)
+    model.noisy = False
+    found = [change(model, paramcompress.load_file(tmp_path / name), batches) for name in ("with", "without")]
+    assert found[0] < found[1]
+
+
+def test_both_models_draw_what_belongs_to_the_batch() -> None:
+    model, x = Sampled().eval(), torch.randn(6, 32)
+    met: list[Any] = []
+    run_in_lockstep((model, copy.deepcopy(model)), [x, x], ["up"], lambda _, calls: met.extend(calls))
+    (first, its_first), (second, its_second) = ((mine[0][0], its[0][0]) for mine, its in met)
+    assert torch.equal(first, its_first)
+    assert torch.equal(second, its_second)
+    assert not torch.equal(first, second)
+
+
+class InPlace(nn.Module):
+    """Normalises what it is given in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, mask: dict[str, Tensor]) -> Tensor:
+        x.div_(2).sub_(1)
+        mask["kept"].mul_(0.5)
+        return self.last(functional.relu(self.first(x * mask["kept"])))
+
+
+def test_batches_stay_as_they_are() -> None:
+    model, x, mask = InPlace(), torch.randn(6, 8), {"kept": torch.ones(6, 1)}
+    given = x.clone(), {"kept": mask["kept"].clone()}
+    seen: list[Tensor] = []
+    run_in_lockstep(
+        (model, copy.deepcopy(model)),
+        [(x, mask)],
+        ["first"],
+        lambda _, calls: seen.extend(call[0][0] for call in calls[0]),
+    )
+    calibrate(model, [(x, mask)])
+    assert torch.equal(x, given[0])
+    assert torch.equal(mask["kept"], given[1]["kept"])
+    for one in seen:
+        torch.testing.assert_close(one, (given[0] / 2 - 1) * 0.5)
+
+
+class Remembering(nn.Module):
+    """Keeps on itself, in a list and in a buffer what it needs behind the next module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.kept: list[Tensor] = []
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.skip = x
+        self.kept.append(x)
+        self.mean = x.mean(0)
+        y = self.first(x) + self.skip + self.kept.pop() + self.mean
+        return self.last(y)
+
+
+def test_what_a_run_keeps_in_modules_is_its_own() -> None:
+    """Of several sizes: what another batch had left would not even fit."""
+    model = Remembering().eval()
+    batches = [torch.randn(n, 4) for n in (3, 3, 5)]
+    met: list[Any] = []
+    run_in_lockstep(
+        (model, copy.deepcopy(model)), batches, ["first", "last"], lambda path, calls: met.append((path, calls))
+    )
+    assert [path for path, _ in met] == ["first", "last"]
+    for x, (mine, its) in zip(batches, met[1][1], strict=True):
+        expected = model.first(x) + 2 * x + x.mean(0)
+        torch.testing.assert_close(mine[0][0], expected)
+        torch.testing.assert_close(its[0][0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_copy_for_one_run_shares_parameters_hooks_and_modules() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    model.append(model[0])
+    twin = for_one_run(model)
+    assert twin[0] is twin[2] is not model[0]
+    model[0].weight.data = torch.eye(3)
+    heard: list[int] = []
+    model[0].register_forward_pre_hook(lambda *_: heard.append(1))
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(twin(x), model(x))
+    assert len(heard) == 4
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    assert for_one_run(scripted) is scripted
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_followed_wherever_it_is_called(mode: Callable[[], Any]) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 4)
+    plain = calibrate(model, [x])
+    with mode():
+        found = calibrate(copy.deepcopy(model), [x * 1])
+    assert not found.notes
+    for name, moment in plain.layers.items():
+        assert moment.sensitivity is not None
+        np.testing.assert_allclose(found.layers[name].sensitivity, moment.sensitivity)
+
+
+def test_a_batch_that_gives_nothing_takes_nothing_away() -> None:
+    class Chosen(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            y = super().forward(input)
+            return y[y[:, 0] > 100 * (input.mean() > 10)]
+
+    model = Chosen(4, 3)
+    moments = calibrate(model, [torch.randn(50, 4), torch.full((2, 4), 20.0)])
+    assert not moments.notes
+    assert moments.layers["weight"].sensitivity is not None
+
+
+# ------------------------------------------------------------------------------------------- what they hold
+
+
+def old_weight_norm() -> nn.Module:
+    return nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 4))
+
+
+def pruned() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    return model
+
+
+class Keeping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 4)
+        self.seen: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(x)
+        self.seen = {"features": [y], "of": (x, y.relu())}
+        return y
+
+
+@pytest.mark.parametrize("build", [old_weight_norm, pruned, Keeping])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_models_that_hold_what_they_computed_are_copied(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model, x = build(), torch.randn(8, 6)
+    given = model(x)
+    torch.testing.assert_close(copied(model)(x), given)
+    paramcompress.squeeze(model.state_dict(), tmp_path / "a", model=model, batches=[x, x], max_output_error=0.1)
+    assert change(model, paramcompress.load_file(tmp_path / "a"), [x]) < 0.02
+
+
+def test_a_model_that_cannot_be_copied_is_said_to_be_one() -> None:
+    model = nn.Linear(2, 2)
+    model.lock = threading.Lock()
+    with pytest.raises(CalibrationError, match="cannot be copied: TypeError: cannot pickle") as caught:
+        calibrate(model, [torch.zeros(1, 2)])
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_a_checkpoint_has_are_preferred() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(8, 4), "out": nn.Linear(4, 8, bias=False)})
+    model["out"].weight = model["embedding"].weight
+    names = "embedding.weight", "out.weight"
+    assert canonical_names(model) == dict.fromkeys(names, "embedding.weight")
+    assert canonical_names(model, {"out.weight"}) == dict.fromkeys(names, "out.weight")
+
+
+class Tied(nn.Module):
+    """A language model whose output layer is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inner, self.out = nn.Embedding(100, 32), nn.Linear(32, 32), nn.Linear(32, 100, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.inner(self.embedding(x))))
+
+
+@pytest.mark.parametrize("kept", [("embedding.weight", "out.weight"), ("embedding.weight",), ("out.weight",)])
+def test_what_is_tied_in_the_model_is_one(kept: tuple[str, ...], tmp_path: Path) -> None:
+    """Also where the checkpoint holds it twice, or under one of its names, as safetensors files do."""
+    model = Tied()
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    for name in {"embedding.weight", "out.weight"} - {*kept}:
+        del weights[name]
+    batches = [torch.randint(100, (16, 12)) for _ in range(4)]
+    report = paramcompress.squeeze(weights, tmp_path / "a", model=model, batches=batches, target_size=2600)
+    assert not [note for note in report.notes if "do not reach" in note]
+    assert sum(one.bytes_after == 0 for one in report.layers) == len(kept) - 1
+    found = paramcompress.load_file(tmp_path / "a")
+    assert all(torch.equal(found[name], found[kept[0]]) for name in kept)
+    paramcompress.squeeze(weights, tmp_path / "without", target_size=2600)
+    both = [
+        dict.fromkeys(("embedding.weight", "out.weight"), one[kept[0]]) | one
+        for one in (found, paramcompress.load_file(tmp_path / "without"))
+    ]
+    assert change(model, both[0], batches) < 0.6 * change(model, both[1], batches)
+
+
+def test_what_is_tied_in_the_model_and_differs_in_the_checkpoint_stays_so(tmp_path: Path) -> None:
+    model = Tied()
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    weights["out.weight"] *= 2
+    batches = [torch.randint(100, (16, 12)) for _ in range(2)]
+    paramcompress.squeeze(weights, tmp_path / "a", model=model, batches=batches, bits_per_weight=4)
+    found = paramcompress.load_file(tmp_path / "a")
+    for name in ("embedding.weight", "out.weight"):
+        assert float((found[name] - weights[name]).norm() / weights[name].norm()) < 0.5
+
+
+def test_what_is_no_tensor_in_the_state_is_no_difference() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 2}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    check_model(Extra(2, 2), {"weight": (2, 2), "bias": (2,)})
+
+
+def test_differences_are_said_in_one_line() -> None:
+    with pytest.raises(CalibrationError, match="weight of the model has no shape yet"):
+        check_model(nn.LazyLinear(2), {"weight": (2, 3), "bias": (2,)})
+    inner = nn.Linear(2, 3)
+    wrapper = nn.ModuleDict({"module": inner})
+    with pytest.raises(CalibrationError, match=r"weight \(only in the checkpoint\)") as caught:
+        check_model(wrapper, shapes_of(inner))
+    assert "give the model inside" in str(caught.value.hint)
+
+
+def test_a_model_spread_over_devices_fits_its_checkpoint(tmp_path: Path) -> None:
+    model = nn.DataParallel(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)))
+    report = paramcompress.squeeze(
+        model.state_dict(), tmp_path / "a", model=model, batches=[torch.randn(9, 6)] * 2, max_output_error=0.1
+    )
+    assert all(one.output_error is not None for one in report.layers if one.name.endswith("weight"))
+
+
+# ------------------------------------------------------------------------------------------- how they call
+
+
+class Experts(nn.Module):
+    """Rows go where they are told, or where a first layer sends them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 4)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        chosen = self.gate(x).argmax(1) if to is None else to
+        y = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            y[chosen == i] = expert(x[chosen == i])
+        return y
+
+
+def test_an_expert_that_the_first_batch_does_not_choose() -> None:
+    x = torch.randn(30, 16)
+    moments = calibrate(Experts(), [(x, torch.arange(30) % 2), (x, torch.arange(30) % 3)])
+    assert {"experts.0.weight", "experts.2.weight"} <= moments.layers.keys()
+    assert "experts.3.weight" not in moments, "which nothing goes into"
+
+
+def test_experts_that_are_given_more_by_the_squeezed_model(tmp_path: Path) -> None:
+    """What goes in is not the same inputs then, so there is nothing to fit to."""
+    model = Experts()
+    batches = [torch.randn(50, 16) for _ in range(3)]
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "a", model=model, batches=batches, target_size=1000)
+    assert report.bytes_after <= 1000
+    assert change(model, paramcompress.load_file(tmp_path / "a"), batches) < 0.3
+
+
+class Attending(nn.Module):
+    """Calls attention with all arguments by their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, None, False, None)[0]
+
+
+class OfPlaces(nn.Embedding):
+    """An embedding that is called with numbers, of which it takes whole ones."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.round().long().clamp(0, 7))
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor, scale: float) -> Tensor:
+        return super().forward(input) * scale
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.scaled, self.last = OfPlaces(8, 8), Scaled(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.scaled(x, 2.0) + self.places(x[..., 0])))
+
+
+class Recurrent(nn.LSTM):
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, batch_first=True)
+
+
+def test_modules_that_are_called_as_their_kind_are_left_out_and_named(tmp_path: Path) -> None:
+    model = Odd()
+    batches = [torch.randn(20, 8) for _ in range(3)]
+    moments = calibrate(model, batches)
+    assert moments.layers.keys() == {"last.weight"}
+    assert [note.partition(" is not")[0] for note in moments.notes] == [
+        "scaled is called as Linear",
+        "places is called as Embedding",
+    ]
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "a", model=model, batches=batches, target_size=800)
+    assert "data do not reach places.weight, scaled.weight: coded without" in report.notes
+
+
+def test_attention_with_everything_by_its_place_is_followed() -> None:
+    model, x = Attending(), torch.randn(3, 5, 8)
+    moments = calibrate(model, [x])
+    assert moments.layers.keys() == {"attention.in_proj_weight", "attention.out_proj.weight"}
+
+
+def test_parameters_of_modules_within_are_those_of_a_module_where_it_uses_them_itself() -> None:
+    """Attention never calls the projection in it; an adapter within a linear layer is called for itself."""
+    assert {"in_proj_weight", "out_proj.weight"} <= {*weights_of(nn.MultiheadAttention(4, 2))}
+    adapted = nn.Linear(4, 4)
+    adapted.adapter = nn.Linear(4, 4)
+    assert weights_of(adapted) == ["weight", "bias"]
+
+
+def test_a_class_made_from_a_recurrent_layer_is_one() -> None:
+    moments = calibrate(nn.Sequential(Recurrent(6)), [torch.randn(3, 5, 6)])
+    assert moments.layers.keys() == {"0.weight_ih_l0", "0.weight_hh_l0"}
+
+
+def test_convolutions_over_nothing_count_for_nothing() -> None:
+    model, x = nn.Conv2d(2, 3, 3), torch.randn(4, 2, 6, 6)
+    found = [calibrate(model, batches).layers["weight"].columns for batches in ([x], [x, x[:0]])]
+    np.testing.assert_array_equal(*found)
+
+
+class Lowered(nn.Module):
+    """Runs some of its modules in lower precision."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 8)
+        self.inner: Any = nn.LSTM(16, 16, batch_first=True)
+        if kind == "attention":
+            self.inner = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.inner(self.first(x))
+            return self.last(y[0] if isinstance(y, tuple) else y).float()
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent"])
+def test_models_that_lower_their_precision(kind: str, tmp_path: Path) -> None:
+    model = Lowered(kind).eval()
+    batches = [torch.randn(8, 10, 16) for _ in range(3)]
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "a", model=model, batches=batches, bits_per_weight=4)
+    assert not [note for note in report.notes if "do not reach" in note]
+
+
+class Overwriting(nn.Module):
+    """Changes in place what would be needed to follow its output back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(x).sigmoid()
+        y[..., :2] = y[..., :2] * 2
+        return y
+
+
+def test_what_cannot_be_followed_back_is_said() -> None:
+    moments = calibrate(Overwriting(), [torch.randn(5, 4)])
+    assert moments.layers["last.weight"].sensitivity is None
+    assert moments.notes == (
+        "the model's output cannot be differentiated: layers share alike what the output may change",
+    )
+
+
+@pytest.mark.parametrize("build", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_followed(build: Any) -> None:
+    nets = [nn.Sequential(build(10, 4, sparse=is_sparse), nn.Linear(4, 2)) for is_sparse in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    batches = [torch.randint(10, (6, 3))] * 2
+    dense, sparse = (calibrate(one, batches) for one in nets)
+    assert sparse.vectors == pytest.approx(dense.vectors)
+    assert sparse.layers.keys() == dense.layers.keys()
+    for name, moment in dense.layers.items():
+        assert moment.sensitivity is not None
+        np.testing.assert_allclose(sparse.layers[name].sensitivity, moment.sensitivity)
+
+
+# ------------------------------------------------------------------------------------------- what is said
+
+
+def test_a_size_in_bits_that_is_too_small_is_named_in_bytes(tmp_path: Path) -> None:
+    weights = {"w": torch.randn(100, 100)}
+    with pytest.raises(BudgetError, match=r"no file of 125 bytes: the smallest possible has ") as caught:
+        paramcompress.squeeze(weights, tmp_path / "a", bits_per_weight=0.1)
+    smallest = caught.value.smallest_bytes
+    assert paramcompress.squeeze(weights, tmp_path / "a", target_size=smallest).bytes_after <= (smallest or 0)
+
+
+def test_moments_of_nothing_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="reach no weight"):
+        SecondMoments({}, {}, n_batches=2).save(tmp_path / "stats.safetensors")
+    assert not list(tmp_path.iterdir())
