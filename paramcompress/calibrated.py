@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from paramcompress import layer, metrics
 from paramcompress.calibration import every_module_called, tensors_of
-from paramcompress.calls import Args
+from paramcompress.calls import Args, shapes_in
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import EXACT, Factors, Layout, to_tensor
 from paramcompress.compensation import PairSums
 from paramcompress.fit import Effort
-from paramcompress.inputs import is_known, products, weights_of
+from paramcompress.inputs import UnknownCallError, is_known, products, weights_of
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
 from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, Metric, MetricFit
@@ -321,8 +321,8 @@ class _Rehearsal:
             return
         try:
             sums = self._sums(path, original, squeezed, calls)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            sums = {}  # it is called as its kind is not, which `calibrate` says
+        except UnknownCallError:
+            sums = {}
         for weight in weights_of(original):
             self._weight(path, weight, sums.get(weight), original, squeezed)
 
@@ -332,11 +332,13 @@ class _Rehearsal:
         """What goes into the weights of a module in both models, where it can be fitted to."""
         sums: dict[str, PairSums] = {}
         for left, right in calls:
+            if shapes_in(left) != shapes_in(right):  # as where inputs are chosen by what came before
+                continue
             for mine, its in zip(products(original, left), products(squeezed, right), strict=True):
                 moment = self.job.moments.layers.get(self._name(path, mine.weight))
                 if moment is None or mine.inputs is None or its.inputs is None:
                     continue
-                if mine.inputs.shape == its.inputs.shape and mine.inputs.numel():  # or other inputs were chosen
+                if mine.inputs.numel():
                     one = sums.setdefault(mine.weight, PairSums())
                     one.add(mine.inputs, its.inputs, diagonal=moment.is_diagonal)
         return sums

@@ -14,6 +14,7 @@ shift of the output.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from paramcompress.calls import Args, called, noise_of
+from paramcompress.calls import Args, called, is_out_of_memory, noise_of
 from paramcompress.codec import Layout
 from paramcompress.errors import CalibrationError
-from paramcompress.inputs import SHIFTED, is_known, products, weights_of
+from paramcompress.inputs import SHIFTED, UnknownCallError, is_known, products, weights_of
 from paramcompress.modules import canonical_names, copied
 from paramcompress.moments import (
     WIDEST,
@@ -56,7 +57,7 @@ def calibrate(
         batches: each is what the model is called with: a tensor, a tuple or list of arguments, or a dict of keywords.
         widest: columns of a weight's matrix above which only the diagonal of its second moment is kept.
         n_probes: random directions in which each batch's output is followed back; 0 leaves sensitivities out.
-        known: names of a checkpoint: of the names that a weight has, the first of these is the one it gets.
+        known: names of a checkpoint: of the names that a weight has, it gets that which comes first among these.
 
     Raises:
         CalibrationError: no batches, a batch that the model cannot be called with, numbers that are not finite, or a
@@ -64,14 +65,31 @@ def calibrate(
 
     Cost: one forward and n_probes backward passes; O(n_columns^2) memory for each weight, and that of one batch.
     """
+    later = iter(batches)
+    first = list(itertools.islice(later, 1))
     with torch.inference_mode(False), torch.enable_grad():
-        return _calibrated(copied(model).eval(), batches, widest, n_probes, seed, known)
+        try:
+            return _calibrated(copied(model).eval(), itertools.chain(first, later), widest, n_probes, seed, known)
+        except _OverwrittenError:
+            how = torch.autograd.graph.allow_mutation_on_saved_tensors()  # takes copies, and a tenth of the time more
+            with how:
+                return _calibrated(
+                    copied(model).eval(), itertools.chain(first, later), widest, n_probes, seed, known, again=True
+                )
+
+
+class _OverwrittenError(Exception):
+    """The first batch cannot be followed back as it is: something that it takes was changed in place since."""
 
 
 def _calibrated(
-    model: nn.Module, batches: Iterable[Any], widest: int, n_probes: int, seed: int, known: Collection[str]
-) -> SecondMoments:
-    """`calibrate` for a model that may be changed."""
+    model: nn.Module, batches: Iterable[Any], widest: int, n_probes: int, seed: int, known: Collection[str],
+    *, again: bool = False,
+) -> SecondMoments:  # fmt: skip
+    """`calibrate` for a model that may be changed.
+
+    Raises _OverwrittenError, unless `again`.
+    """
     gathered = _Gathered(model, widest, known)
     generator = torch.Generator().manual_seed(seed)
     heeded: dict[str, NDArray[np.float64]] = {}
@@ -95,7 +113,11 @@ def _calibrated(
                 directions = [torch.randn(one.shape, generator=generator).to(one) for one in followed]
                 try:
                     found_at = _gradients(followed, parameters, directions)
-                except RuntimeError:  # as of what was changed in place since
+                except RuntimeError as error:
+                    if gathered.failed is not None or is_out_of_memory(error):
+                        raise
+                    if n_batches == 1 and not again:
+                        raise _OverwrittenError from error
                     is_blind = True
                     break
                 for name, gradient in found_at.items():
@@ -175,6 +197,7 @@ class _Gathered:
         self.widest = widest
         self.names = canonical_names(model, known)
         self.left_out: set[str] = set()
+        """Weights of modules that are called as their kind is not."""
         self.totals: dict[str, NDArray[np.float64]] = {}
         self.shifts: dict[str, Shift] = {}
         self.called: set[str] = set()
@@ -193,29 +216,25 @@ class _Gathered:
         self.waiting: set[str] = set()
         self.by_sample: set[str] = set()
         self.notes: list[str] = []
+        self.failed: Exception | None = None
+        """An error of our own while torch followed an output back."""
 
     def see(self, path: str, module: nn.Module, call: Args) -> None:
         """A module is about to be called."""
-        if path in self.left_out:
-            return
+        names = {self._of(path, weight) for weight in weights_of(module)}
         try:
             self._see(path, module, call)
-        except CalibrationError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            self.left_out.add(path)
-            self.notes.append(f"{path or 'the model'} is called as {_kind_of(module)} is not: coded without data")
-            for weight in weights_of(module):
-                name = self._of(path, weight)
-                for kept in (self.shapes, self.sums, self.rows, self.totals, self.scale_products, self.gauss_newton):
-                    kept.pop(name, None)
+        except UnknownCallError:
+            if not names <= self.left_out:
+                self.notes.append(f"{path or 'the model'} is called as {_kind_of(module)} is not: coded without data")
+            self.left_out |= names
 
     def _see(self, path: str, module: nn.Module, call: Args) -> None:
-        device = next(module.parameters()).device.type
+        device = next((one.device.type for one in module.parameters()), "cpu")
         with torch.no_grad(), torch.autocast(device, enabled=False):
             for weight, inputs, rows, scales in products(module, call):
                 name = self.names.get(f"{path}.{weight}" if path else weight)
-                if name is None:
+                if name is None or name in self.left_out:
                     continue
                 if not next(one for one in (inputs, rows, scales) if one is not None).numel():
                     continue
@@ -249,7 +268,8 @@ class _Gathered:
                 self.scatter.setdefault(name, Scatter()).add(products / count, total / count)
 
     def _has_matrix(self, name: str) -> bool:
-        return name in self.sums and self.sums[name].ndim == 3 and name not in self.rows
+        is_matrix = name in self.sums and self.sums[name].ndim == 3
+        return is_matrix and name not in self.rows and name not in self.left_out
 
     def follow_columns(self, name: str, gradient: NDArray[np.float64]) -> None:
         """Add the gradient of all samples of a batch together, for weights that `came_back` says nothing of: those of
@@ -291,11 +311,16 @@ class _Gathered:
 
     def came_back(self, name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
         """The gradient at what a module gave for x: the first one of each batch is followed sample by sample."""
-        if name in self.waiting and name not in self.repeated:
-            self.waiting.discard(name)
-            self.by_sample.add(name)
-            means = self.totals[name] / self.counts[name] if name in self.shifts else None
+        if name not in self.waiting or name in self.repeated:
+            return
+        self.waiting.discard(name)
+        self.by_sample.add(name)
+        means = self.totals[name] / self.counts[name] if name in self.shifts else None
+        try:
             self.gauss_newton.setdefault(name, GaussNewton()).add(module, x, gradient, means)
+        except Exception as error:
+            self.failed = error
+            raise
 
     def normalises(self, path: str, module: Any, given: Any) -> None:
         """A normalisation is called: where it is with what the last module gave, it shifts that."""
@@ -315,7 +340,7 @@ class _Gathered:
         A weight that is used twice in a run, or with inputs of two kinds, has no one mean, and is left out.
         """
         for name, shift in self.shifts.items():
-            is_known = {name, shift.name} <= gradients.keys() and name in self.totals
+            is_known = {name, shift.name} <= gradients.keys() and name in self.totals and name not in self.left_out
             if not is_known or name in self.repeated or name in self.rows:
                 continue
             means = self.totals[name] / self.counts[name]
@@ -332,6 +357,8 @@ class _Gathered:
         """Moments of every weight that was reached, and their shapes."""
         layers = {}
         for name, shape in self.shapes.items():
+            if name in self.left_out:
+                continue
             layout = Layout.of(shape)
             if name in self.sums:
                 columns = self.sums[name] / self.counts[name]

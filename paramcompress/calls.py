@@ -7,7 +7,8 @@ always on, a sampled code) draw the same for a batch whenever they are run over 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ Noise = tuple[Tensor, list[Tensor]]
 
 
 def called(model: nn.Module, batch: Any, number: int, refusal: type[ParamCompressError]) -> Any:
-    """What the model gives for a batch, which stays as it is whatever the model does to its arguments.
+    """What the model gives for a batch, whose tensors stay as they are whatever the model does to its arguments.
 
     Raises:
         refusal: it cannot be called with it; the message names the batch and what the model said. One that is raised
             within the call goes through as it is.
     """
-    args, kwargs = arguments(mapped(batch, lambda one: one.detach().clone()))
     try:
+        args, kwargs = arguments(mapped(batch, lambda one: one.detach().clone().requires_grad_(one.requires_grad)))
         return model(*args, **kwargs)
     except refusal:
         raise
@@ -51,15 +52,34 @@ def arguments(batch: Any) -> Args:
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with its tensors changed, however they are nested."""
+    """A batch with its tensors changed, in containers of containers, too; those in other objects stay as they are."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: mapped(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        entries = (mapped(entry, change) for entry in batch)
-        return type(batch)(*entries) if hasattr(batch, "_fields") else type(batch)(entries)
-    return batch
+    if isinstance(batch, MutableMapping):
+        found = copy.copy(batch)
+        for key, value in batch.items():
+            found[key] = mapped(value, change)
+        return found
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(mapped(entry, change) for entry in batch))
+    return type(batch)(mapped(entry, change) for entry in batch) if type(batch) in (tuple, list) else batch
+
+
+def shapes_in(batch: Any) -> list[tuple[int, ...]]:
+    """Shapes of the tensors of a batch."""
+    found: list[tuple[int, ...]] = []
+
+    def see(tensor: Tensor) -> Tensor:
+        found.append(tuple(tensor.shape))
+        return tensor
+
+    mapped(batch, see)
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what torch says; on a processor it does so with an error of any kind."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def noise() -> Noise:
@@ -79,7 +99,9 @@ def noise_of(number: int) -> Iterator[None]:
     """While it lasts, torch's generators draw what belongs to that batch."""
     before = noise()
     try:
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)
+        if before[1]:
+            torch.cuda.manual_seed_all(number)
         yield
     finally:
         set_noise(before)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ class Guide:
     ) -> None:
         self.calibrated, self.model, self.batches = calibrated, model, batches
         self.twins = twins
-        """Of tensors that are one in the model, and equal in the checkpoint, the name of the one that is known of."""
+        """Of tensors that are one in the model, and equal in the checkpoint, the name of the first of them."""
         self.for_size = _for_size(options)
         rel_error, output_error = options.get("max_rel_error"), options.get("max_output_error")
         if not self.for_size and rel_error is None and output_error is None:
@@ -70,18 +69,11 @@ class Guide:
 
         Where no factors keep the limit on a layer's output, it is exact: a limit on its weights would not do.
         """
-        if (first := self.twins.get(info.name)) is not None:
-            piece = self.encode(replace(info, name=first), tensor, level)
-            return piece and replace(piece, entry=replace(piece.entry, name=info.name))
         job = self.calibrated
         piece = job.encode(info, tensor, self.aim(level))
         if piece is None and self.limits.output_error is not None and info.name in job.fits:
             return layer.encode(info, tensor, Setting(0.0), job.effort, job.seed, job.device)
         return piece
-
-    def has_a_say_in(self, name: str) -> bool:
-        """Whether data may decide over a tensor of that name."""
-        return self.twins.get(name, name) in self.calibrated.weights
 
     def check(self, file: Path, name: str, weight: Tensor, decoded: Tensor) -> float | None:
         """Relative error of what a layer gives, measured on the decoded weight; None for one that data say nothing of.
@@ -89,7 +81,6 @@ class Guide:
         Raises:
             VerificationError: a limit is broken.
         """
-        name = self.twins.get(name, name)
         found = self.calibrated.output_error(name, weight, decoded)
         for limit, error, what in (
             (self.limits.output_error, found, "an output error"),
@@ -166,14 +157,15 @@ def make(
         CalibrationError: model, data, moments and checkpoint do not belong together.
     """
     shapes = {info.name: info.shape for info in checkpoint.tensors}
+    free = {info.name: info for info in checkpoint.tensors if _is_free(info, limits)}
     kept: list[Any] = []
     twins: dict[str, str] = {}
     if model is not None and batches is not None:
         kept, model = list(batches), unwrapped(model)
-        moments = measure(checkpoint, model, kept, seed) if stats is None else _loaded(stats)
+        moments = measure(checkpoint, model, kept, seed, free) if stats is None else _loaded(stats)
         check_model(model, shapes)
         model = with_weights(model, checkpoint)
-        twins = _twins(model, checkpoint)
+        twins = _twins(model, checkpoint, free)
     elif stats is not None:
         moments = _loaded(stats)
     elif options.get("importance") is not None:
@@ -183,50 +175,56 @@ def make(
     moments.check(shapes, str(checkpoint.path or "the dict"))
     notes, weights = [], {}
     unreached = []
-    for info in checkpoint.tensors:
-        free = info.name in limits.squeezed and limits.overrides.get(info.name, Override()) == Override()
-        if info.alias_of is not None or info.dtype not in FLOATS or not free or math.prod(info.shape) == 0:
-            twins.pop(info.name, None)
+    for name, info in free.items():
+        if name in twins:
             continue
-        if info.name in twins:
-            continue
-        tensor = checkpoint.load(info.name)
+        tensor = checkpoint.load(name)
         found = metrics.survey(tensor)
         if not found.is_finite or not NORMS[0] < found.norm < NORMS[1]:
             continue
-        if len(info.shape) > 1 and info.name not in moments:
-            unreached.append(info.name)
-        weights[info.name] = tensor
+        if len(info.shape) > 1 and name not in moments:
+            unreached.append(name)
+        weights[name] = tensor
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         notes.append(f"data do not reach {', '.join(unreached[:3])}{more}: coded without")
     for_size = _for_size(options)
     means_return = model is not None and for_size
     calibrated = Calibrated(moments, weights, effort, seed, device, notes, means_return, for_size, workers)
-    twins = {name: first for name, first in twins.items() if first in weights}
     return Guide(calibrated, model, kept, options, twins)
 
 
-def measure(checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: int) -> SecondMoments:
+def measure(
+    checkpoint: Checkpoint, model: nn.Module, batches: list[Any], seed: int, known: Collection[str] = ()
+) -> SecondMoments:
     """Second moments of a model with the weights of a checkpoint.
+
+    Args:
+        known: names that weights get rather than others that they have, too.
 
     Raises:
         CalibrationError: they do not belong together, or the batches do not fit.
     """
-    model, shapes = unwrapped(model), {info.name: info.shape for info in checkpoint.tensors}
-    check_model(model, shapes)
-    return calibrate(with_weights(model, checkpoint), batches, seed=seed, known=shapes)
+    model = unwrapped(model)
+    check_model(model, {info.name: info.shape for info in checkpoint.tensors})
+    names = [*known, *(info.name for info in checkpoint.tensors if info.alias_of is None and info.name not in known)]
+    return calibrate(with_weights(model, checkpoint), batches, seed=seed, known=names)
 
 
-def _twins(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensors of a checkpoint that are one in the model, and equal though not tied, by the name of the first."""
-    infos = {info.name: info for info in checkpoint.tensors if info.alias_of is None}
-    names = canonical_names(model, infos).items()
-    pairs = [(name, first) for name, first in names if name != first and {name, first} <= infos.keys()]
+def _is_free(info: TensorInfo, limits: Plan) -> bool:
+    """Whether data may have a say in a tensor: it is to be squeezed, and nothing is said of it alone."""
+    is_own = info.alias_of is None and info.dtype in FLOATS and math.prod(info.shape) > 0
+    return is_own and info.name in limits.squeezed and limits.overrides.get(info.name, Override()) == Override()
+
+
+def _twins(model: nn.Module, checkpoint: Checkpoint, free: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Tensors that are one in the model, and equal in the checkpoint though not tied, by the name of the first."""
+    names = canonical_names(model, free).items()
+    pairs = [(name, first) for name, first in names if name != first and {name, first} <= free.keys()]
     return {
         name: first
         for name, first in pairs
-        if infos[name].dtype == infos[first].dtype and torch.equal(checkpoint.load(name), checkpoint.load(first))
+        if free[name].dtype == free[first].dtype and torch.equal(checkpoint.load(name), checkpoint.load(first))
     }
 
 

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from paramcompress.calls import Args, mapped
+from paramcompress.calls import Args, is_out_of_memory, mapped
 
 MOST_POSITIONS = 256
 """Windows of one input of a convolution that are looked at: neighbours overlap, and say nearly the same."""
 CHUNK = 1 << 24
 """Numbers that unfolding may put into memory at a time."""
+
+
+class UnknownCallError(Exception):
+    """A module is called as its kind is not."""
 
 
 class Product(NamedTuple):
@@ -43,8 +47,18 @@ class Product(NamedTuple):
 def products(module: nn.Module, call: Args) -> Iterator[Product]:
     """Weights of a module and their inputs in one call, in pieces of bounded size.
 
-    Raises whatever comes of a module that is of a known kind, and is called as that kind is not.
+    Raises:
+        UnknownCallError: it is of a known kind, and called as that kind is not.
     """
+    try:
+        yield from _products(module, call)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnknownCallError from error
+
+
+def _products(module: nn.Module, call: Args) -> Iterator[Product]:
     dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), torch.float32)
     # where a model lowers the precision for some of its modules, they get inputs that are not of their own
     args, kwargs = mapped(call, lambda one: one.to(dtype) if one.is_floating_point() else one)
@@ -57,8 +71,10 @@ def products(module: nn.Module, call: Args) -> Iterator[Product]:
 
 
 def weights_of(module: nn.Module) -> list[str]:
-    """Names, within a module, of all that `products` may speak of, and of its other parameters."""
-    return [name for name, _ in module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))]
+    """Names of a module's own parameters, which hold all that `products` may speak of: those of modules within are
+    theirs, but for the projection that attention uses and never calls."""
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    return [*names, "out_proj.weight"] if isinstance(module, nn.MultiheadAttention) else names
 
 
 def is_known(module: nn.Module) -> bool:

@@ -143,9 +143,10 @@ class Job:
         settings = self.settings(level)
         tensors = self.checkpoint.tensors
         tell = counter(tensors, progress)
+        twins = {} if self.guided is None else self.guided.twins
 
         def encode(info: TensorInfo) -> tuple[layer.Piece, bytes, float | None] | None:
-            if info.alias_of is not None:
+            if info.alias_of is not None or info.name in twins:
                 return None
             heap.make_room(info.n_bytes)
             tensor = self.checkpoint.load(info.name)
@@ -171,9 +172,10 @@ class Job:
         notes: dict[str, str] = {}
         for info, made in zip(tensors, in_order(encode, tensors, self.workers, lambda info: info.n_bytes), strict=True):
             if made is None:
-                entry = _same(entries[info.alias_of or ""], info.name, tied=True)
+                first = info.alias_of or twins[info.name]
+                entry = _same(entries[first], info.name, tied=info.alias_of is not None)
                 stream = b""
-                found[info.name] = found[info.alias_of or ""]
+                found[info.name], self.sizes[info.name] = found[first], 0
             else:
                 piece, digest, output_error = made
                 key = (piece.entry.shape, piece.entry.dtype, piece.entry.crc, digest)
@@ -209,7 +211,7 @@ class Job:
         entry = piece.entry
         decoded = layer.decode(entry, piece.stream)
         found = metrics.deviation(tensor, decoded)
-        if self.guided is not None and self.guided.has_a_say_in(entry.name):
+        if self.guided is not None and entry.name in self.guided.calibrated.weights:
             return replace(piece, found=found), self.guided.check(path, entry.name, tensor, decoded)
         promised = min(entry.rel_error, setting.limit) if setting.firm else entry.rel_error
         if found.rel_error > promised:

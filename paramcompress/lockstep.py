@@ -50,11 +50,13 @@ class _Runner:
         if not self.thread.ident:
             self.thread.start()
         before = noise()
-        set_noise(self.noise)
-        self._go.release()
-        self._stopped.acquire()
-        self.noise = noise()
-        set_noise(before)
+        try:
+            set_noise(self.noise)
+            self._go.release()
+            self._stopped.acquire()
+            self.noise = noise()
+        finally:
+            set_noise(before)
         if self.error is not None:
             raise self.error
 
@@ -103,8 +105,9 @@ def run_in_lockstep(
     Raises:
         CalibrationError: a model cannot be called with a batch. Whatever `meet` raises.
     """
-    pairs = [tuple(_Runner(model, batch, i) for model in models) for i, batch in enumerate(batches, 1)]
-    runners = [one for pair in pairs for one in pair]
+    before = noise()
+    pairs: list[tuple[_Runner, ...]] = []
+    runners: list[_Runner] = []
     current: list[_Runner] = []
     handles = []
 
@@ -127,6 +130,9 @@ def run_in_lockstep(
             modules = dict(model.named_modules())
             for path in stations:
                 handles.append(modules[path].register_forward_pre_hook(hook(path, set()), with_kwargs=True))
+        # not before, for each has hooks of its own
+        pairs += [tuple(_Runner(model, batch, i) for model in models) for i, batch in enumerate(batches, 1)]
+        runners += [one for pair in pairs for one in pair]
         advance(runners)
         while waiting := [one for one in runners if not one.done]:
             station = waiting[0].station
@@ -144,3 +150,4 @@ def run_in_lockstep(
             handle.remove()
         for runner in runners:
             runner.abandon()
+        set_noise(before)  # which one that was interrupted has gone on to draw from

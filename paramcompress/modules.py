@@ -6,7 +6,7 @@ Models hold more than parameters: tensors that were computed from these, what th
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -18,9 +18,6 @@ from paramcompress.checkpoint import Checkpoint
 from paramcompress.errors import CalibrationError
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_SHARED = frozenset(vars(nn.Module())) - {"_modules", "_buffers"}
-"""Attributes that a copy for one run has in common with the model: parameters, hooks."""
-_CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -52,7 +49,7 @@ def check_model(model: nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> Non
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        is_prefixed = all(name.startswith("module.") for name in expected)
+        is_prefixed = bool(expected) and all(name.startswith("module.") for name in expected)
         hint = "a checkpoint is read without a `module.` that all its names share: give the model inside"
         raise CalibrationError(
             f"the model does not fit the checkpoint: {', '.join(wrong[:5])}{more}", hint=hint if is_prefixed else ""
@@ -66,7 +63,8 @@ def copied(model: nn.Module) -> nn.Module:
         CalibrationError: it holds what cannot be copied.
     """
     # tensors that were computed, such as a weight by an old weight_norm, or what the last run left, refuse to be copied
-    memo = {id(one): one.detach() for module in model.modules() for one in _tensors_in(vars(module)) if not one.is_leaf}
+    held = [one for module in model.modules() for one in _tensors_in(vars(module), set())]
+    memo = {id(one): one.detach().clone() for one in held if not one.is_leaf}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever a model may hold
@@ -89,43 +87,31 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> nn.Module:
 
 
 def for_one_run(model: nn.Module) -> nn.Module:
-    """The same model with attributes of its own beside parameters and hooks, which it shares: what one run keeps in a
-    module for a later one is not what another has kept. Of containers the entries stay the same."""
-    copies: dict[int, nn.Module] = {}
-
-    def of(module: nn.Module) -> nn.Module:
-        if isinstance(module, ScriptModule):  # keeps its attributes out of sight
-            return module
-        if id(module) not in copies:
-            twin = copies[id(module)] = object.__new__(type(module))
-            for name, value in vars(module).items():
-                is_own = name not in _SHARED and type(value) in _CONTAINERS
-                vars(twin)[name] = copy.copy(value) if is_own else value
-            children = vars(module)["_modules"]
-            vars(twin)["_modules"] = {name: one if one is None else of(one) for name, one in children.items()}
-        return copies[id(module)]
-
-    return of(model)
+    """The same tensors in modules of their own: what one run keeps in a module for a later one is not what another has
+    kept, unless it is written in place into a tensor. Hooks are those of now."""
+    memo: dict[int, Any] = {id(one): one for module in model.modules() for one in _tensors_in(vars(module), set())}
+    memo |= {id(module): module for module in model.modules() if isinstance(module, ScriptModule)}
+    return copy.deepcopy(model, memo)
 
 
 def canonical_names(model: nn.Module, known: Collection[str] = ()) -> dict[str, str]:
-    """One name of each parameter by every name that it has: the first that is `known`, or else the first."""
+    """One name of each parameter by every name that it has: the first of all that are `known`, or else of its own."""
+    order = {name: at for at, name in enumerate(known)}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     found = {}
     for several in names.values():
-        first = next((name for name in several if name in known), several[0])
+        first = min(several, key=lambda name: order.get(name, len(order)))
         found.update(dict.fromkeys(several, first))
     return found
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors in containers in containers, none of which is looked into twice."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors_in(one)
-    elif isinstance(value, list | tuple | set | deque):
-        for one in value:
-            yield from _tensors_in(one)
+    elif isinstance(value, Mapping | list | tuple | set | deque) and id(value) not in seen:
+        seen.add(id(value))
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(one, seen)

@@ -5,6 +5,7 @@ What is asked of each is that data help as they do elsewhere, or that one line s
 
 from __future__ import annotations
 
+import collections
 import copy
 import threading
 from collections.abc import Callable
@@ -19,12 +20,15 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import paramcompress
+from paramcompress import inputs
 from paramcompress.calibration import calibrate
 from paramcompress.errors import BudgetError, CalibrationError
+from paramcompress.guide import Guide
 from paramcompress.inputs import weights_of
 from paramcompress.lockstep import run_in_lockstep
 from paramcompress.modules import canonical_names, check_model, copied, for_one_run
 from paramcompress.moments import SecondMoments
+from paramcompress.per_sample import GaussNewton
 
 
 @pytest.fixture(autouse=True)
@@ -154,16 +158,99 @@ def test_what_a_run_keeps_in_modules_is_its_own() -> None:
 def test_a_copy_for_one_run_shares_parameters_hooks_and_modules() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     model.append(model[0])
+    heard: list[int] = []
+    model[0].register_forward_pre_hook(lambda *_: heard.append(1))
     twin = for_one_run(model)
     assert twin[0] is twin[2] is not model[0]
     model[0].weight.data = torch.eye(3)
-    heard: list[int] = []
-    model[0].register_forward_pre_hook(lambda *_: heard.append(1))
     x = torch.randn(2, 3)
     torch.testing.assert_close(twin(x), model(x))
     assert len(heard) == 4
     scripted = torch.jit.script(nn.Linear(2, 2))
     assert for_one_run(scripted) is scripted
+
+
+class Hooked(nn.Module):
+    """Takes what a hook of its own has kept, and what a child finds through its parent."""
+
+    class Child(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + self.parent[0].context
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), self.Child(4, 4)
+        self.last.parent = [self]
+        self.features: dict[str, Tensor] = {}
+        self.first.register_forward_hook(self.keep)
+
+    def keep(self, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        self.features["first"] = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.context = x
+        return self.last(self.first(x) + self.features.pop("first"))
+
+
+def test_what_hooks_and_children_reach_belongs_to_the_same_run() -> None:
+    model = Hooked().eval()
+    batches = [torch.randn(n, 4) for n in (3, 5)]
+    met: list[Any] = []
+    run_in_lockstep((model, copied(model)), batches, ["first", "last"], lambda path, calls: met.append((path, calls)))
+    for x, (mine, _) in zip(batches, met[1][1], strict=True):
+        torch.testing.assert_close(mine[0][0], 2 * model.first(x))
+    assert len(calibrate(model, batches).layers) == 2
+
+
+def test_an_interrupted_run_leaves_what_others_draw_alone() -> None:
+    class Interrupted(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            torch.randn(3)
+            raise KeyboardInterrupt
+
+    model = Interrupted(2, 2)
+    before = torch.get_rng_state()
+    for call in (
+        calibrate,
+        lambda model, batches: run_in_lockstep((model, copied(model)), batches, [], lambda *_: None),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call(model, [torch.zeros(1, 2)])
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class Encoding(collections.UserDict[str, Tensor]):
+    """As tokenizers give them: a mapping with attributes."""
+
+    @property
+    def ids(self) -> Tensor:
+        return self["ids"]
+
+
+class Rows(list[Tensor]):
+    """A list that is made in a way of its own."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        super().__init__((first, second))
+
+
+def test_batches_of_other_containers_are_given_as_they_are() -> None:
+    """The second and third argument, of which no input of the layer is made, are only looked at."""
+    x = torch.randn(3, 4)
+    batch = Encoding(ids=x), Rows(x, x), torch.ones(3, 4, requires_grad=True)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 2)
+
+        def forward(self, encoding: Encoding, rows: Rows, at: Tensor) -> Tensor:
+            (slope,) = torch.autograd.grad(at.square().sum(), at)
+            return self.inner(encoding.ids + rows[0] + rows[1] + slope)
+
+    moment = calibrate(Model(), [batch]).layers["inner.weight"]
+    expected = (3 * x + 2).double()
+    np.testing.assert_allclose(moment.columns[0], (expected.T @ expected / 3).numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -225,6 +312,15 @@ def test_models_that_hold_what_they_computed_are_copied(build: Callable[[], nn.M
     assert change(model, paramcompress.load_file(tmp_path / "a"), [x]) < 0.02
 
 
+def test_a_copy_shares_nothing_with_the_model() -> None:
+    model = nn.Linear(3, 3)
+    model.state = {"h": torch.ones(3) * model.bias.detach().requires_grad_()}
+    model.state["all"] = model.state
+    before = model.state["h"].detach().clone()
+    copied(model).state["h"].mul_(0)
+    assert torch.equal(model.state["h"], before)
+
+
 def test_a_model_that_cannot_be_copied_is_said_to_be_one() -> None:
     model = nn.Linear(2, 2)
     model.lock = threading.Lock()
@@ -272,6 +368,42 @@ def test_what_is_tied_in_the_model_is_one(kept: tuple[str, ...], tmp_path: Path)
         for one in (found, paramcompress.load_file(tmp_path / "without"))
     ]
     assert change(model, both[0], batches) < 0.6 * change(model, both[1], batches)
+
+
+def test_ties_in_another_order_and_with_settings_of_one(tmp_path: Path) -> None:
+    """The name that a checkpoint has first, and of which nothing is said."""
+    model = Tied()
+    tied = model.state_dict()
+    batches = [torch.randint(100, (16, 12)) for _ in range(2)]
+    how: dict[str, Any] = {"model": model, "batches": batches, "max_output_error": 0.1}
+    turned = {name: tied[name] for name in ("out.weight", "inner.weight", "inner.bias", "embedding.weight")}
+    report = paramcompress.squeeze(turned, tmp_path / "a", **how)
+    assert not [note for note in report.notes if "do not reach" in note]
+    copies = {name: one.clone() for name, one in tied.items()}
+    report = paramcompress.squeeze(copies, tmp_path / "b", layers={"embedding.weight": {"exact": True}}, **how)
+    errors = {one.name: one.output_error for one in report.layers}
+    assert errors["out.weight"] is not None
+    assert torch.equal(paramcompress.load_file(tmp_path / "b")["embedding.weight"], tied["embedding.weight"])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_is_one_is_encoded_once(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tied()
+    copies = {name: one.clone() for name, one in model.state_dict().items()}
+    encoded: list[str] = []
+    encode = Guide.encode
+    monkeypatch.setattr(
+        Guide, "encode", lambda self, info, *rest: encoded.append(info.name) or encode(self, info, *rest)
+    )
+    paramcompress.squeeze(
+        copies,
+        tmp_path / "a",
+        model=model,
+        batches=[torch.randint(100, (9, 4))] * 2,
+        max_output_error=0.1,
+        workers=workers,
+    )
+    assert sorted(encoded) == ["embedding.weight", "inner.bias", "inner.weight"]
 
 
 def test_what_is_tied_in_the_model_and_differs_in_the_checkpoint_stays_so(tmp_path: Path) -> None:
@@ -386,7 +518,7 @@ class Recurrent(nn.LSTM):
         super().__init__(size, size, batch_first=True)
 
 
-def test_modules_that_are_called_as_their_kind_are_left_out_and_named(tmp_path: Path) -> None:
+def test_modules_that_are_called_as_their_kind_is_not_are_left_out_and_named(tmp_path: Path) -> None:
     model = Odd()
     batches = [torch.randn(20, 8) for _ in range(3)]
     moments = calibrate(model, batches)
@@ -399,6 +531,48 @@ def test_modules_that_are_called_as_their_kind_are_left_out_and_named(tmp_path: 
     assert "data do not reach places.weight, scaled.weight: coded without" in report.notes
 
 
+def test_a_weight_that_is_no_parameter_is_not_followed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    weight = model[0].weight.detach()
+    del model[0].weight
+    model[0].register_buffer("weight", weight)
+    assert calibrate(model, [torch.randn(5, 4)]).layers.keys() == {"1.weight"}
+
+
+def test_a_weight_that_another_module_calls_otherwise_is_left_out() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.places = nn.Linear(8, 8), OfPlaces(8, 8)
+            self.last.weight = self.places.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x + self.places(x[..., 0]))
+
+    moments = calibrate(Both(), [torch.randn(20, 8)] * 2)
+    assert not moments.layers
+    assert moments.notes == ("places is called as Embedding is not: coded without data",)
+
+
+def test_errors_that_are_not_the_models_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory, or one of our own: not taken for what a module is called with, nor for what cannot be followed."""
+
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    def wrong(*_: Any) -> Any:
+        raise RuntimeError("wrong")
+
+    model, batches = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), [torch.randn(5, 4)]
+    with monkeypatch.context() as patch:
+        patch.setitem(inputs._TABLE, nn.Linear, no_memory)
+        with pytest.raises(CalibrationError, match="allocate memory"):
+            calibrate(model, batches)
+    monkeypatch.setattr(GaussNewton, "add", wrong)
+    with pytest.raises(RuntimeError, match="wrong"):
+        calibrate(model, batches)
+
+
 def test_attention_with_everything_by_its_place_is_followed() -> None:
     model, x = Attending(), torch.randn(3, 5, 8)
     moments = calibrate(model, [x])
@@ -407,7 +581,9 @@ def test_attention_with_everything_by_its_place_is_followed() -> None:
 
 def test_parameters_of_modules_within_are_those_of_a_module_where_it_uses_them_itself() -> None:
     """Attention never calls the projection in it; an adapter within a linear layer is called for itself."""
-    assert {"in_proj_weight", "out_proj.weight"} <= {*weights_of(nn.MultiheadAttention(4, 2))}
+    attention = nn.MultiheadAttention(4, 2)
+    attention.before = nn.Linear(4, 4)
+    assert weights_of(attention) == ["in_proj_weight", "in_proj_bias", "out_proj.weight"]
     adapted = nn.Linear(4, 4)
     adapted.adapter = nn.Linear(4, 4)
     assert weights_of(adapted) == ["weight", "bias"]
@@ -448,22 +624,51 @@ def test_models_that_lower_their_precision(kind: str, tmp_path: Path) -> None:
     assert not [note for note in report.notes if "do not reach" in note]
 
 
-class Overwriting(nn.Module):
-    """Changes in place what would be needed to follow its output back."""
+class Head(nn.Module):
+    """Changes what it gives, in place or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_place: bool) -> None:
         super().__init__()
-        self.last = nn.Linear(4, 4)
+        self.last, self.in_place = nn.Linear(4, 4), in_place
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.last(x).sigmoid()
+        if not self.in_place:
+            return torch.cat([y[..., :2] * 2, y[..., 2:]], -1)
         y[..., :2] = y[..., :2] * 2
         return y
 
 
+def test_what_is_changed_in_place_is_followed_back() -> None:
+    """Though it is needed for that: the derivative of a sigmoid is told by what it gave."""
+    heads = [Head(in_place=one) for one in (True, False)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    batches = [torch.randn(5, 4) for _ in range(2)]
+    found = [calibrate(one, iter(batches)) for one in heads]
+    assert [one.n_batches for one in found] == [2, 2]
+    assert not found[0].notes
+    for one in ("sensitivity", "columns", "gauss_newton"):
+        np.testing.assert_allclose(*(getattr(each.layers["last.weight"], one) for each in found))
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("has no derivative")
+
+
 def test_what_cannot_be_followed_back_is_said() -> None:
-    moments = calibrate(Overwriting(), [torch.randn(5, 4)])
-    assert moments.layers["last.weight"].sensitivity is None
+    class Closed(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            found: Tensor = Opaque.apply(super().forward(input))
+            return found
+
+    moments = calibrate(Closed(4, 4), [torch.randn(5, 4)])
+    assert moments.layers["weight"].sensitivity is None
     assert moments.notes == (
         "the model's output cannot be differentiated: layers share alike what the output may change",
     )
