@@ -604,6 +604,12 @@ def is_squeezed(path: Path) -> bool:
         return False
 
 
+def squeezed_at(path: Path) -> Path | None:
+    """The squeezed file at a path, or in a folder where no other safetensors file is; None where there is none."""
+    files = [path] if path.is_file() else [*path.glob("*.safetensors")]
+    return files[0] if len(files) == 1 and is_squeezed(files[0]) else None
+
+
 @cache
 def item_bytes_of(dtype: str) -> int:
     """Bytes of one item of a torch dtype; ValueError where there is no such dtype."""

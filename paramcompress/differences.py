@@ -76,8 +76,8 @@ def diff(old: str | Path, new: str | Path, *, progress: Progress | None = None) 
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Side]:
-    if path.is_file() and container.is_squeezed(path):
-        with pipeline.open_file(path) as squeezed:
+    if (file := container.squeezed_at(path)) is not None:
+        with pipeline.open_file(file) as squeezed:
             report = squeezed.report()
             layers = {one.name: _Layer(one.shape, one.dtype, one.bytes_after) for one in report.layers}
             yield _Side(report.bytes_after, layers, squeezed.get_tensor)

@@ -38,6 +38,8 @@ MOST_CHOICES = 3
 REHEARSED_SHARE = 0.9985
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
+LEAST_EXACT = 0.5
+"""Share of the checkpoint below which a size is not tried for exact tensors, which take a quarter less at best."""
 NOT_FITTED = "layers were not fitted to one another: that did not meet the size"
 """Note of a file; its bytes are some of those that are asked for."""
 _LEAST_TWIN_BYTES = 1024
@@ -76,6 +78,9 @@ class Job:
         """The level for a size; a rough one where the guide, which keeps the size itself, goes through the model."""
         self.asked_bytes = size
         if self.guided is None:
+            may_be_exact = size >= LEAST_EXACT * self.about["bytes_before"]
+            if may_be_exact and self.size_at(path, 0.0, progress) <= size:
+                return 0.0
             return self._level_for_size(path, size, None, progress)
         rough = self._rough_level(self.guided, path, size, progress)
         if rough is not None and rough < NEARLY_NOTHING and self.guided.model is not None:

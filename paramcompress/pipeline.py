@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from paramcompress import config, container, guide, heap, layer, metrics, plan
 from paramcompress.accounts import counter, info_of, layer_report, n_weights_of, notes_of
-from paramcompress.checkpoint import Checkpoint, TensorInfo, from_tensors, kind_for, open_checkpoint, write_checkpoint
+from paramcompress.checkpoint import (
+    Checkpoint,
+    TensorInfo,
+    from_tensors,
+    is_part,
+    kind_for,
+    open_checkpoint,
+    write_checkpoint,
+)
 from paramcompress.checkpoint.records import torch_dtype
 from paramcompress.codec import EXACT, FACTORED
 from paramcompress.container import Entry, Reader, Writer, item_bytes_of
@@ -37,7 +45,7 @@ from paramcompress.job import Job, target_words
 from paramcompress.predicted import PREDICTED
 from paramcompress.predicted_checkpoint import dense_view
 from paramcompress.records import Calibration, Progress, Report
-from paramcompress.scratch import Scratch
+from paramcompress.scratch import Scratch, why_not
 from paramcompress.threads import in_order, one_torch_thread, torch_threads
 from paramcompress.units import parse_size
 from paramcompress.vectors import VECTOR
@@ -488,8 +496,10 @@ def _open(source: Source) -> Checkpoint:
     if isinstance(source, Mapping):
         return dense_view(from_tensors(dict(source)))
     path = Path(source)
-    if path.is_file() and container.is_squeezed(path):
-        raise CheckpointError(path, "is squeezed already", hint="expand it first")
+    if not str(source):
+        raise CheckpointError(path, "is no name of a file", hint="an empty one stands for the folder that you are in")
+    if (squeezed := container.squeezed_at(path)) is not None:
+        raise CheckpointError(squeezed, "is squeezed already", hint="expand it first")
     return dense_view(open_checkpoint(path))
 
 
@@ -515,6 +525,8 @@ def _check_output(path: Path, source: Source, *, force: bool, folder: bool = Fal
     """Refuse an output that cannot be or would destroy something; `force` allows to replace what stands there."""
     if not path.name or not path.parent.is_dir():
         raise OutputError(path, f"there is no folder {path.parent}" if path.name else "is a folder", hint="name a file")
+    if (reason := why_not(path)) is not None:
+        raise OutputError(path, reason, hint="name a file")
     if not path.exists():
         return
     if not isinstance(source, Mapping):
@@ -528,6 +540,11 @@ def _check_output(path: Path, source: Source, *, force: bool, folder: bool = Fal
         raise OutputError(path, "is a file" if path.is_file() else "is no regular file", hint="choose another name")
     if not force:
         raise OutputError(path, "exists already", hint="choose another name, or --force to overwrite it")
+    if folder and (others := sorted(one.name for one in path.iterdir() if not is_part(one))):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise OutputError(
+            path, f"holds other files than a checkpoint's: {', '.join(others[:3])}{more}", hint="name another folder"
+        )
 
 
 def _cut_ties(entries: Sequence[Entry], original: Checkpoint) -> list[Entry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -14,7 +14,7 @@ from . import pages
 from .errors import ConfigError, OutputError
 from .pages import CurvePoint
 from .records import Anatomy, LayerReport, Report, Sweep
-from .scratch import Scratch
+from .scratch import Scratch, why_not
 from .tables import Column, code_span, format_error, format_shape, laid_out, printable, rule
 from .units import format_size, sizes
 
@@ -127,14 +127,18 @@ def check_destination(path: Path, *, force: bool) -> None:
     check_writable(path, force=force)
 
 
-def check_writable(path: Path, *, force: bool) -> None:
-    """Refuse a file that is there already or has no folder.
+def check_writable(path: Path, *, force: bool, inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse a file that is there already, that is one of the inputs, or that has no folder.
 
     Raises:
-        OutputError: the file exists and `force` is not given, or its folder does not.
+        OutputError: the file exists and `force` is not given, or its folder does not; or it would replace an input.
     """
+    if (reason := why_not(path)) is not None:
+        raise OutputError(path, reason, hint="name a file")
     if path.exists() and not force:
         raise OutputError(path, "exists already", hint="give --force to overwrite it")
+    if any(one is not None and path.exists() and one.exists() and path.samefile(one) for one in inputs):
+        raise OutputError(path, "is what is being read", hint="choose another name")
     if not path.parent.is_dir():
         raise OutputError(path, "its folder does not exist")
 

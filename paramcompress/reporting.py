@@ -14,7 +14,7 @@ _SUFFIX = ".squeezed.safetensors"
 def default_output(file: Path) -> Path:
     """model.squeezed.safetensors -> model.report.html, beside it."""
     name = file.name.removesuffix(_SUFFIX) if file.name.endswith(_SUFFIX) else file.stem
-    return file.with_name(f"{name}.report.html")
+    return file.parent / f"{name}.report.html"
 
 
 def make(file: Path, out: Path, *, sweep: Path | None = None, force: bool = False) -> None:

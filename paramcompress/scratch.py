@@ -92,6 +92,19 @@ class Scratch:
             _flush(self.target.parent)
 
 
+def why_not(target: Path) -> str | None:
+    """Why nothing can be put in a place whatever stands there; None where nothing speaks against it.
+
+    A rename would replace a link to a device or a pipe, /dev/stdout say, by a file.
+    """
+    if target.name == "-":
+        return "is a file of that name, and not the standard output, to which no file is written"
+    folder = f"{os.path.realpath(target.parent)}/"
+    if folder.startswith(("/dev/", "/proc/", "/sys/")) and not folder.startswith("/dev/shm/"):
+        return "is no place for files"
+    return None
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder where the system has its temporary ones; all of it goes at the end."""

@@ -5,9 +5,19 @@ It knows names, files and nesting, and no compression. Nothing foreign is ever e
 
 from __future__ import annotations
 
+from .folders import is_part
 from .read import from_tensors, open_checkpoint
 from .records import Checkpoint, TensorInfo
 from .renaming import renamed
 from .write import kind_for, write_checkpoint
 
-__all__ = ["Checkpoint", "TensorInfo", "from_tensors", "kind_for", "open_checkpoint", "renamed", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "TensorInfo",
+    "from_tensors",
+    "is_part",
+    "kind_for",
+    "open_checkpoint",
+    "renamed",
+    "write_checkpoint",
+]

@@ -44,6 +44,11 @@ def locate(path: Path) -> Path | Index:
     return _read_index(path) if path.name.endswith(_INDEX_SUFFIX) else path
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file in a folder is a shard or an index, by its name."""
+    return path.is_file() and path.name.endswith((".safetensors", _INDEX_SUFFIX, *TORCH_SUFFIXES))
+
+
 def _in_folder(folder: Path) -> Path:
     for pattern in _IN_FOLDER:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())

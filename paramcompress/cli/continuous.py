@@ -18,15 +18,22 @@ from .terminal import console
 class Forms:
     """Forms that one check is shown in, from its options and from what GitHub Actions says in the environment."""
 
-    def __init__(self, format_: str | None, out: Path | None, *, quiet: bool, verbose: bool) -> None:
+    def __init__(self, format_: str | None, out: Path | None, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+        if as_json and format_ not in (None, "json"):
+            raise ConfigError(f"--json and --format {format_} are given together", hint="give one of them")
+        format_ = "json" if as_json else format_
         self._on_github = os.environ.get("GITHUB_ACTIONS") == "true"
         self._format = format_ or ("github" if self._on_github else "text")
-        self._out, self._quiet, self._verbose = out, quiet, verbose
+        self._out, self._as_json, self._quiet, self._verbose = out, as_json, quiet, verbose
 
     def check_destination(self, *, force: bool) -> None:
         """Refuse a file that could not be written in the end, before the work begins."""
         if self._out is not None:
             report.check_writable(self._out, force=force)
+            from ..container import is_squeezed
+
+            if self._out.exists() and (self._out.suffix == ".toml" or is_squeezed(self._out)):
+                raise OutputError(self._out, "is what is being read", hint="choose another name")
 
     @contextmanager
     def annotated_errors(self, config: Path | None) -> Iterator[None]:
@@ -43,14 +50,16 @@ class Forms:
         annotations = notices.to_github(verdict, _root())
         if self._out is not None:
             report.write_whole(self._out, (self._text(verdict, annotations) + "\n").encode())
-        if self._out is not None or self._format in ("text", "github"):
+        if self._as_json:
+            print(notices.to_json(verdict))
+        elif self._out is not None or self._format in ("text", "github"):
             with _no_commands() if self._on_github else nullcontext():
                 self._print_text(verdict)
         else:
             print(self._text(verdict, annotations))
         if annotations and (self._on_github or (self._format == "github" and self._out is None)):
             # stdout may be a document; the runner reads workflow commands on either stream
-            in_text = self._out is not None or self._format in ("text", "github")
+            in_text = not self._as_json and (self._out is not None or self._format in ("text", "github"))
             print(annotations, file=sys.stdout if in_text else sys.stderr)
         if self._on_github:
             _append_summary(notices.to_markdown(verdict))

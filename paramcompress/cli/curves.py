@@ -53,7 +53,7 @@ def sweep(
         plots.check(plot)
     for path in (csv, plot):
         if path is not None:
-            reports.check_writable(path, force=force)
+            reports.check_writable(path, force=force, inputs=[model])
 
     from .. import sweeps
     from . import terminal

@@ -31,7 +31,12 @@ def check(
     ] = None,
     out: Annotated[
         Path | None,
-        Option("--out", "-o", metavar="FILE", help="Write that format to FILE, and show the text all the same."),
+        Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write that format to FILE, and show the text all the same, or with --json the JSON.",
+        ),
     ] = None,
     update_baseline: Annotated[
         bool, Option("--update-baseline", help="Write today's sizes and errors to the baseline; commit it.")
@@ -56,7 +61,7 @@ def check(
     """
     from . import continuous
 
-    forms = continuous.Forms("json" if as_json and format_ is None else format_, out, quiet=quiet, verbose=verbose)
+    forms = continuous.Forms(format_, out, as_json=as_json, quiet=quiet, verbose=verbose)
     forms.check_destination(force=force)
 
     with forms.annotated_errors(config):

@@ -25,6 +25,11 @@ EXIT_BROKEN_PIPE = 141
 
 LAST_WORD = threading.RLock()
 """Held by whoever speaks on stderr, and by a process that is leaving until it is gone."""
+_NO_FILE = {
+    errno.ENAMETOOLONG: "its name is longer than the file system allows",
+    errno.ESPIPE: "a pipe can be read only once: save what comes through it to a file first",
+    errno.ELOOP: "its links lead in a circle",
+}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -59,6 +64,9 @@ class Translator(TyperGroup):
             _discard_output()
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
         except OSError as error:
+            if error.errno in _NO_FILE:  # wherever it was asked whether there is such a file
+                say("error", f"{error.filename or 'an input'}: {_NO_FILE[error.errno]}", "bold red")
+                raise typer.Exit(OutputError.exit_code) from error
             if error.errno not in _NO_SPACE:  # files are the business of the rooms that open them
                 raise
             _discard_output()

@@ -130,8 +130,12 @@ class Predicted(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Follow the recipe of the checkpoint first."""
         found = state_dict.get(f"{prefix}recipe")
-        if isinstance(found, Tensor) and found.dtype == torch.uint8:
-            self._adopt(bytes(found.cpu().tolist()), prefix)
+        if isinstance(found, Tensor) and not found.is_meta and not found.is_complex():
+            # in whatever dtype a whole state dict was turned into
+            numbers = found.detach().cpu().double()
+            if not ((numbers == numbers.round()) & (numbers >= 0) & (numbers < 256)).all():
+                raise PredictionError(f"{prefix}recipe: no text", hint=_AVERAGED)
+            self._adopt(bytes(numbers.to(torch.uint8).tolist()), prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
         # load_state_dict(assign=True) takes a layer off the meta device, but for what no checkpoint holds
         if self.dictionary.is_meta and not self.learned.is_meta and not self.cooked.stored:
@@ -164,7 +168,7 @@ class Predicted(nn.Module):
         try:
             recipe = Recipe.from_json(text)
         except ValueError as error:
-            raise PredictionError(f"{prefix}recipe: {error}") from error
+            raise PredictionError(f"{prefix}recipe: {error}", hint=_AVERAGED) from error
         if recipe.shape != self.cooked.shape:
             raise PredictionError(
                 f"{prefix}recipe: for a weight of shape {recipe.shape}, and this layer has {self.cooked.shape}"
@@ -286,6 +290,9 @@ class PredictedConv2d(Predicted):
         parts = maps.split(self.cooked.n_support, dim=-3)  # type: ignore[no-untyped-call]
         out = torch.cat([functional.conv2d(parts[j], mixing[self.cooked.rows(j)]) for j in range(groups)], dim=-3)
         return out if self.bias is None else out + self.bias[:, None, None]
+
+
+_AVERAGED = "a recipe is text in a buffer: where weights are averaged, leave buffers that hold no numbers as they are"
 
 
 def check_order(order: str) -> None:
