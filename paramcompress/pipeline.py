@@ -131,6 +131,8 @@ def squeeze(
     path = Path(out)
     _check_device(device)
     guide.check_options(model, batches, stats, importance, max_output_error)
+    if not isinstance(source, Mapping):
+        _check_not_squeezed(Path(source))
     if not dry_run:
         _check_output(path, source, force=force)
     n_threads = torch.get_num_threads()
@@ -498,9 +500,13 @@ def _open(source: Source) -> Checkpoint:
     path = Path(source)
     if not str(source):
         raise CheckpointError(path, "is no name of a file", hint="an empty one stands for the folder that you are in")
+    _check_not_squeezed(path)
+    return dense_view(open_checkpoint(path))
+
+
+def _check_not_squeezed(path: Path) -> None:
     if (squeezed := container.squeezed_at(path)) is not None:
         raise CheckpointError(squeezed, "is squeezed already", hint="expand it first")
-    return dense_view(open_checkpoint(path))
 
 
 def _check_names(checkpoint: Checkpoint) -> None:

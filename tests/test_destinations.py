@@ -15,9 +15,8 @@ from reading import sharded_folder
 from typer.testing import CliRunner
 
 import paramcompress
-from paramcompress import predict
 from paramcompress.cli import app
-from paramcompress.errors import OutputError, PredictionError
+from paramcompress.errors import OutputError
 from paramcompress.scratch import why_not
 
 
@@ -142,6 +141,12 @@ def test_a_squeezed_file_in_a_folder_is_one(folder: Path) -> None:
     assert {one["name"] for one in json.loads(out)["layers"]} <= {"w", "b"}
 
 
+def test_a_squeezed_file_is_not_squeezed_again(folder: Path) -> None:
+    """Whose output would have its own name."""
+    code, _, said = asked("squeeze", "m.squeezed.safetensors")
+    assert (code, "is squeezed already" in said) == (3, True)
+
+
 def test_json_is_what_is_printed(folder: Path) -> None:
     code, out, _ = asked("check", "--json", "-o", "b.json")
     assert code == 0
@@ -160,19 +165,3 @@ def test_where_there_is_room_nothing_changes(size: str, folder: Path) -> None:
     assert all(one.rel_error == 0 for one in report.layers)
     found, expected = paramcompress.load_file("roomy.safetensors"), torch.load("m.pt")
     assert all(torch.equal(found[name], one) for name, one in expected.items())
-
-
-def test_a_recipe_in_another_dtype_is_heeded() -> None:
-    def made(seed: int) -> torch.nn.Module:
-        return predict.convert(
-            torch.nn.Sequential(torch.nn.Linear(36, 36), torch.nn.Linear(36, 4)), 0.2, predict.RandomFixed(), seed=seed
-        )
-
-    one, other = made(0), made(7)
-    other.load_state_dict({name: value.half() for name, value in one.state_dict().items()})
-    x = torch.rand(8, 36)
-    torch.testing.assert_close(other(x), one(x), rtol=0.01, atol=0.01)
-    averaged = {name: value.double() * 0.999 for name, value in one.state_dict().items()}
-    with pytest.raises(PredictionError, match="recipe: no text") as caught:
-        other.load_state_dict(averaged)
-    assert "averaged" in str(caught.value.hint)

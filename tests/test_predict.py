@@ -659,3 +659,53 @@ def test_other_requests_that_make_no_sense() -> None:
 
 def linear_of(dictionary: Any) -> predict.PredictedLinear:
     return predict.PredictedLinear(N_IN, 25, dictionary=dictionary, n_support=8)
+
+
+# ------------------------------------------------------------------------------------------- state dicts of all kinds
+
+
+def test_a_recipe_in_another_dtype_is_heeded() -> None:
+    def made(seed: int) -> nn.Module:
+        return predict.convert(
+            nn.Sequential(nn.Linear(36, 36), nn.Linear(36, 4)), 0.2, predict.RandomFixed(), seed=seed
+        )
+
+    one, other = made(0), made(7)
+    other.load_state_dict({name: value.half() for name, value in one.state_dict().items()})
+    x = torch.rand(8, 36)
+    torch.testing.assert_close(other(x), one(x), rtol=0.01, atol=0.01)
+    averaged = {name: value.double() * 0.999 for name, value in one.state_dict().items()}
+    with pytest.raises(PredictionError, match="recipe: no text") as caught:
+        other.load_state_dict(averaged)
+    assert "averaged" in str(caught.value.hint)
+
+
+def of_low_rank(seed: int) -> nn.Module:
+    torch.manual_seed(1)
+    return predict.convert(nn.Sequential(nn.Linear(36, 36), nn.Linear(36, 4)), 0.2, predict.LearnedLowRank(), seed=seed)
+
+
+def test_loading_another_recipe_keeps_parameters_that_an_optimizer_knows() -> None:
+    one, other = of_low_rank(0), of_low_rank(7)
+    known = dict(other.named_parameters())
+    other[0].dictionary.requires_grad_(False)
+    other.load_state_dict(one.state_dict())
+    assert all(known[name] is parameter for name, parameter in other.named_parameters())
+    assert not other[0].dictionary.requires_grad
+    torch.testing.assert_close(other[0].dictionary, one[0].dictionary)
+
+
+def test_numbers_that_a_checkpoint_lacks_are_numbers() -> None:
+    one, other = of_low_rank(0), of_low_rank(7)
+    state = {name: value for name, value in one.state_dict().items() if name != "0.learned"}
+    other.load_state_dict(state, strict=False)
+    assert not other[0].learned.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_pretrained_in_full(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(36, 20), nn.Sigmoid(), nn.Linear(20, 4)).to(dtype)
+    with torch.no_grad():
+        found = predict.layerwise(model, torch.rand(64, 36).to(dtype), 0.2, predict.RandomFixed(), pretrain_epochs=1)
+    assert all(one.isfinite().all() and one.dtype == dtype for one in found.parameters())

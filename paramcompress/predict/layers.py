@@ -177,11 +177,14 @@ class Predicted(nn.Module):
         self.cooked = recipe
         self.recipe = _as_bytes(recipe).to(self.recipe.device)
         with torch.no_grad():
-            self.learned.data = self.learned.new_empty(recipe.n_out, recipe.n_support)
+            self.learned.data = self.learned.new_zeros(recipe.n_out, recipe.n_support)
         size = (recipe.groups, recipe.n_support, recipe.n_in)
+        made = (like.new_zeros(size) if recipe.stored else self._regenerated()).to(like.device, like.dtype)
+        if self.is_low_rank and isinstance(like, nn.Parameter):
+            like.data = made  # which an optimizer may know
+            return
         del self.dictionary
-        made = like.new_empty(size) if recipe.stored else self._regenerated()
-        self._set_dictionary(made.to(like.device, like.dtype))
+        self._set_dictionary(made)
 
     def extra_repr(self) -> str:
         recipe = self.cooked

@@ -88,7 +88,10 @@ def layerwise(
         except PredictionError as error:
             raise named(error, name) from error
         if pretrain_epochs:
-            pretrain(made, samples, epochs=pretrain_epochs, rate=rate, seed=seed + number)
+            dtype = made.learned.dtype  # in which Adam's squares may have no room
+            with torch.enable_grad():
+                pretrain(made.float(), samples, epochs=pretrain_epochs, rate=rate, seed=seed + number)
+            made.to(dtype)
         model = replaced(model, layer, made)
     return model
 
