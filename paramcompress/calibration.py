@@ -72,10 +72,14 @@ def calibrate(
             return _calibrated(copied(model).eval(), itertools.chain(first, later), widest, n_probes, seed, known)
         except _OverwrittenError:
             how = torch.autograd.graph.allow_mutation_on_saved_tensors()  # takes copies, and a tenth of the time more
-            with how:
+            later, spare = itertools.tee(later)
+            with contextlib.suppress(CalibrationError), how:  # not every tensor can be copied so
                 return _calibrated(
                     copied(model).eval(), itertools.chain(first, later), widest, n_probes, seed, known, again=True
                 )
+            return _calibrated(
+                copied(model).eval(), itertools.chain(first, spare), widest, n_probes, seed, known, again=True
+            )
 
 
 class _OverwrittenError(Exception):

@@ -30,7 +30,9 @@ def called(model: nn.Module, batch: Any, number: int, refusal: type[ParamCompres
             within the call goes through as it is.
     """
     try:
-        args, kwargs = arguments(mapped(batch, lambda one: one.detach().clone().requires_grad_(one.requires_grad)))
+        with torch.enable_grad():  # a copy that asks for gradients as its tensor does, and may be changed in place
+            given = mapped(batch, lambda one: one.detach().requires_grad_(one.requires_grad).clone())
+        args, kwargs = arguments(given)
         return model(*args, **kwargs)
     except refusal:
         raise
@@ -66,11 +68,11 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def shapes_in(batch: Any) -> list[tuple[int, ...]]:
-    """Shapes of the tensors of a batch."""
+    """Shapes of the tensors of a batch; of nested ones, which have none, nothing."""
     found: list[tuple[int, ...]] = []
 
     def see(tensor: Tensor) -> Tensor:
-        found.append(tuple(tensor.shape))
+        found.append(() if tensor.is_nested else tuple(tensor.shape))
         return tensor
 
     mapped(batch, see)

@@ -605,8 +605,10 @@ def is_squeezed(path: Path) -> bool:
 
 
 def squeezed_at(path: Path) -> Path | None:
-    """The squeezed file at a path, or in a folder where no other safetensors file is; None where there is none."""
-    files = [path] if path.is_file() else [*path.glob("*.safetensors")]
+    """The squeezed file at a path, or in a folder without any other file of a checkpoint; None where there is none."""
+    from paramcompress.checkpoint import is_part
+
+    files = [path] if path.is_file() else [one for one in path.glob("*") if is_part(one)]
     return files[0] if len(files) == 1 and is_squeezed(files[0]) else None
 
 

@@ -39,7 +39,7 @@ REHEARSED_SHARE = 0.9985
 """Of a size, what a rehearsal aims at: it meets its budget to about so much."""
 MOST_REHEARSALS = 4
 LEAST_EXACT = 0.5
-"""Share of the checkpoint below which a size is not tried for exact tensors, which take a quarter less at best."""
+"""Share of the checkpoint below which it is not tried whether all of it fits exactly, which few do."""
 NOT_FITTED = "layers were not fitted to one another: that did not meet the size"
 """Note of a file; its bytes are some of those that are asked for."""
 _LEAST_TWIN_BYTES = 1024

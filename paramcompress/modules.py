@@ -20,6 +20,10 @@ from paramcompress.errors import CalibrationError
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
+_TABLE = 1000
+"""Entries of a container from which on it is taken for a table, a vocabulary say, and not for what a run keeps."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model within what spreads it over devices, whose names have a prefix that checkpoints are read without."""
     while isinstance(model, _WRAPPERS):
@@ -91,6 +95,8 @@ def for_one_run(model: nn.Module) -> nn.Module:
     kept, unless it is written in place into a tensor. Hooks are those of now."""
     memo: dict[int, Any] = {id(one): one for module in model.modules() for one in _tensors_in(vars(module), set())}
     memo |= {id(module): module for module in model.modules() if isinstance(module, ScriptModule)}
+    held = [one for module in model.modules() for one in vars(module).values()]
+    memo |= {id(one): one for one in held if isinstance(one, dict | list | tuple | set) and len(one) > _TABLE}
     return copy.deepcopy(model, memo)
 
 
@@ -108,9 +114,12 @@ def canonical_names(model: nn.Module, known: Collection[str] = ()) -> dict[str, 
 
 
 def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Tensors in containers in containers, none of which is looked into twice."""
+    """Tensors in containers in containers and in modules there, none of which is looked into twice."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, nn.Module) and id(value) not in seen:
+        seen.add(id(value))
+        yield from (*value.parameters(), *value.buffers())
     elif isinstance(value, Mapping | list | tuple | set | deque) and id(value) not in seen:
         seen.add(id(value))
         for one in value.values() if isinstance(value, Mapping) else value:

@@ -23,9 +23,9 @@ from paramcompress.checkpoint import (
     Checkpoint,
     TensorInfo,
     from_tensors,
-    is_part,
     kind_for,
     open_checkpoint,
+    others_in,
     write_checkpoint,
 )
 from paramcompress.checkpoint.records import torch_dtype
@@ -546,7 +546,9 @@ def _check_output(path: Path, source: Source, *, force: bool, folder: bool = Fal
         raise OutputError(path, "is a file" if path.is_file() else "is no regular file", hint="choose another name")
     if not force:
         raise OutputError(path, "exists already", hint="choose another name, or --force to overwrite it")
-    if folder and (others := sorted(one.name for one in path.iterdir() if not is_part(one))):
+    if folder and not isinstance(source, Mapping) and path.resolve() in Path(source).resolve().parents:
+        raise OutputError(path, "holds what is being read, and would be replaced", hint="name another folder")
+    if folder and (others := others_in(path)):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise OutputError(
             path, f"holds other files than a checkpoint's: {', '.join(others[:3])}{more}", hint="name another folder"

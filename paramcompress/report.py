@@ -137,7 +137,9 @@ def check_writable(path: Path, *, force: bool, inputs: Iterable[Path | None] = (
         raise OutputError(path, reason, hint="name a file")
     if path.exists() and not force:
         raise OutputError(path, "exists already", hint="give --force to overwrite it")
-    if any(one is not None and path.exists() and one.exists() and path.samefile(one) for one in inputs):
+    given = [one for one in inputs if one is not None and one.exists()] if path.exists() else []
+    within = [entry for one in given if one.is_dir() for entry in one.iterdir()]
+    if any(path.samefile(one) for one in (*given, *within) if one.exists()):
         raise OutputError(path, "is what is being read", hint="choose another name")
     if not path.parent.is_dir():
         raise OutputError(path, "its folder does not exist")

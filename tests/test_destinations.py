@@ -26,7 +26,11 @@ def folder(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     torch.save({"w": gaussian(rng, 30, 20), "b": gaussian(rng, 30)}, "m.pt")
     paramcompress.squeeze("m.pt", "m.squeezed.safetensors")
-    Path("paramcompress.toml").write_text('[[check]]\npath = "m.squeezed.safetensors"\nmax_size = "9kB"\n')
+    Path("paramcompress.toml").write_text(
+        '[[check]]\npath = "m.squeezed.safetensors"\nmax_size = "9kB"\noriginal = "m.pt"\n'
+    )
+    paramcompress.check(update_baseline=True)
+    sharded_folder(tmp_path / "shards", rng)
     return tmp_path
 
 
@@ -43,11 +47,22 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path, rng: np.rando
     target = tmp_path / "out"
     for _ in range(2):
         paramcompress.expand(tmp_path / "small.safetensors", target, force=True)
-    (target / "config.json").write_text("{}")
+    (target / ".DS_Store").write_bytes(b"x")
+    paramcompress.expand(tmp_path / "small.safetensors", target, force=True)
+    (target / "optimizer.bin").write_bytes(b"x")
     before = files_in(target)
-    with pytest.raises(OutputError, match=r"holds other files than a checkpoint's: config\.json"):
+    with pytest.raises(OutputError, match=r"holds other files than a checkpoint's: optimizer\.bin"):
         paramcompress.expand(tmp_path / "small.safetensors", target, force=True)
     assert files_in(target) == before
+
+
+def test_a_folder_with_what_is_read_is_not_replaced(tmp_path: Path, rng: np.random.Generator) -> None:
+    source = sharded_folder(tmp_path / "shards", rng)
+    paramcompress.squeeze(source, source / "small.safetensors")
+    before = files_in(source)
+    with pytest.raises(OutputError, match="holds what is being read"):
+        paramcompress.expand(source / "small.safetensors", source, force=True)
+    assert files_in(source) == before
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/new.safetensors", "/proc/self/fd/1", "-", "folder/-"])
@@ -76,6 +91,9 @@ def test_they_are_refused(args: tuple[str, ...], folder: Path) -> None:
         ("sweep", "m.pt", "--levels", "0.1", "--csv", "m.pt", "--force"),
         ("check", "--format", "text", "-o", "m.squeezed.safetensors", "--force"),
         ("check", "--format", "junit", "-o", "paramcompress.toml", "--force"),
+        ("check", "--format", "json", "-o", "paramcompress-baseline.json", "--force"),
+        ("check", "--format", "json", "-o", "m.pt", "--force"),
+        ("sweep", "shards", "--levels", "0.1", "--csv", "shards/a.safetensors", "--force"),
     ],
 )
 def test_an_input_is_not_overwritten(args: tuple[str, ...], folder: Path) -> None:
@@ -139,6 +157,14 @@ def test_a_squeezed_file_in_a_folder_is_one(folder: Path) -> None:
     code, out, _ = asked("diff", "d", "m.pt", "--json")
     assert code == 0
     assert {one["name"] for one in json.loads(out)["layers"]} <= {"w", "b"}
+
+
+def test_a_squeezed_file_beside_its_checkpoint_is_passed_over(folder: Path) -> None:
+    paramcompress.squeeze("shards", "shards/small.safetensors")
+    code, out, _ = asked("diff", "shards", "shards/model.safetensors.index.json", "--json")
+    assert code == 0
+    assert {one["change"] for one in json.loads(out)["layers"]} == {"same"}
+    assert asked("squeeze", "shards", "-o", "again.safetensors", "-q")[0] == 0
 
 
 def test_a_squeezed_file_is_not_squeezed_again(folder: Path) -> None:

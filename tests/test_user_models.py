@@ -624,6 +624,57 @@ def test_models_that_lower_their_precision(kind: str, tmp_path: Path) -> None:
     assert not [note for note in report.notes if "do not reach" in note]
 
 
+def test_batches_that_ask_for_gradients_may_be_changed_in_place() -> None:
+    features = torch.randn(6, 4, requires_grad=True) * 2
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
+    assert calibrate(model, [features]).layers.keys() == {"1.weight"}
+
+
+class Sparse(nn.Module):
+    """Of a graph, and changed in place: what it saves to be followed back cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sparse.mm(torch.eye(5).to_sparse(), self.last(x)).sigmoid()
+        y[..., :2] = y[..., :2] * 2
+        return y
+
+
+def test_what_cannot_be_copied_is_not_followed_back() -> None:
+    moments = calibrate(Sparse(), iter([torch.randn(5, 4), torch.randn(5, 4)]))
+    assert moments.n_batches == 2
+    assert "cannot be differentiated" in moments.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_nested_tensors_are_left_out(tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            together = torch.nested.as_nested_tensor([x[:2], x[2:]])
+            return self.last(torch.nested.to_padded_tensor(self.first(together), 0.0))
+
+    model, batches = Nested().eval(), [torch.randn(5, 16)] * 2
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "a", model=model, batches=batches, target_size=1000)
+    assert "first is called as Linear is not: coded without data" in report.notes
+
+
+def test_a_run_copies_no_tables_and_no_tensors() -> None:
+    model = nn.Linear(2, 2)
+    model.teacher = [nn.Linear(3, 3)]
+    model.words = {str(i): i for i in range(2000)}
+    twin = for_one_run(model)
+    assert twin.teacher[0] is not model.teacher[0]
+    assert twin.teacher[0].weight is model.teacher[0].weight
+    assert twin.words is model.words
+
+
 class Head(nn.Module):
     """Changes what it gives, in place or not."""
 

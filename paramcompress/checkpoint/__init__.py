@@ -5,7 +5,7 @@ It knows names, files and nesting, and no compression. Nothing foreign is ever e
 
 from __future__ import annotations
 
-from .folders import is_part
+from .folders import is_part, others_in
 from .read import from_tensors, open_checkpoint
 from .records import Checkpoint, TensorInfo
 from .renaming import renamed
@@ -18,6 +18,7 @@ __all__ = [
     "is_part",
     "kind_for",
     "open_checkpoint",
+    "others_in",
     "renamed",
     "write_checkpoint",
 ]

@@ -12,6 +12,8 @@ from .safetensors_files import unique
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 _INDEX_SUFFIX = ".index.json"
+_DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""What file managers leave wherever they look."""
 _IN_FOLDER = (
     f"*.safetensors{_INDEX_SUFFIX}",
     f"*.bin{_INDEX_SUFFIX}",
@@ -47,6 +49,19 @@ def locate(path: Path) -> Path | Index:
 def is_part(path: Path) -> bool:
     """Whether a file in a folder is a shard or an index, by its name."""
     return path.is_file() and path.name.endswith((".safetensors", _INDEX_SUFFIX, *TORCH_SUFFIXES))
+
+
+def others_in(folder: Path) -> list[str]:
+    """Names of what a folder holds beside an index and the shards that it names, if there is one index."""
+    indices = [one for one in folder.iterdir() if one.name.endswith(_INDEX_SUFFIX)]
+    parts = {*indices}
+    if len(indices) == 1:
+        try:
+            parts.update(_read_index(indices[0]).shards)
+        except CheckpointError:
+            parts.clear()
+    left = {one.name for one in folder.iterdir() if one not in parts}
+    return sorted(name for name in left if name not in _DESKTOP and not name.startswith("._"))
 
 
 def _in_folder(folder: Path) -> Path:

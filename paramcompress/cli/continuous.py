@@ -26,14 +26,10 @@ class Forms:
         self._format = format_ or ("github" if self._on_github else "text")
         self._out, self._as_json, self._quiet, self._verbose = out, as_json, quiet, verbose
 
-    def check_destination(self, *, force: bool) -> None:
-        """Refuse a file that could not be written in the end, before the work begins."""
+    def check_destination(self, config: Path | None, *, force: bool) -> None:
+        """Refuse a file that could not be written in the end, or that is read, before the work begins."""
         if self._out is not None:
-            report.check_writable(self._out, force=force)
-            from ..container import is_squeezed
-
-            if self._out.exists() and (self._out.suffix == ".toml" or is_squeezed(self._out)):
-                raise OutputError(self._out, "is what is being read", hint="choose another name")
+            report.check_writable(self._out, force=force, inputs=_inputs(config))
 
     @contextmanager
     def annotated_errors(self, config: Path | None) -> Iterator[None]:
@@ -88,6 +84,19 @@ class Forms:
 def _root() -> Path:
     """Folder of the repository."""
     return Path(os.environ.get("GITHUB_WORKSPACE") or ".")
+
+
+def _inputs(config: Path | None) -> list[Path]:
+    """What a check reads, as far as its configuration makes sense."""
+    try:
+        found = budget.read(budget.find(config))
+    except ParamCompressError:
+        return []
+    patterns = [one.path for one in found.checks]
+    patterns += [one.original.replace("{name}", "*") for one in found.checks if one.original is not None]
+    wanted = [found.folder / pattern for pattern in patterns]
+    files = [one for path in wanted for one in Path(path.anchor).glob(str(path.relative_to(path.anchor)))]
+    return [found.file, found.baseline, *files]
 
 
 def _found(config: Path | None) -> Path | None:

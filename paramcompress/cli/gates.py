@@ -62,7 +62,7 @@ def check(
     from . import continuous
 
     forms = continuous.Forms(format_, out, as_json=as_json, quiet=quiet, verbose=verbose)
-    forms.check_destination(force=force)
+    forms.check_destination(config, force=force)
 
     with forms.annotated_errors(config):
         from .. import gate
