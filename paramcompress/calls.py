@@ -57,8 +57,8 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A batch with its tensors changed, in containers of containers, too; those in other objects stay as they are."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, MutableMapping):
-        found = copy.copy(batch)
+    if isinstance(batch, Mapping):
+        found: Any = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
         for key, value in batch.items():
             found[key] = mapped(value, change)
         return found

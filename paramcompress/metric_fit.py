@@ -477,7 +477,7 @@ class _Space:
         return self._fed[1:]
 
     def shrinking(self, price: float, row_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Feeding]]:
-        """The same of rows (n_rows,) of other mean squares."""
+        """The same of rows (n_rows,) of other mean squares; kept by nobody, and beside those that are for a moment."""
         added = np.exp(np.log(_shrinkage(price, self.worth, row_square)).reshape(self.n_groups, -1).mean(1))
         diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
         pairs = zip(self.metrics, diagonals, strict=True)

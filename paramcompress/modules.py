@@ -18,8 +18,6 @@ from paramcompress.checkpoint import Checkpoint
 from paramcompress.errors import CalibrationError
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
 _TABLE = 1000
 """Entries of a container from which on it is taken for a table, a vocabulary say, and not for what a run keeps."""
 

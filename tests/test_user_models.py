@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import copy
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn.utils import prune
 import paramcompress
 from paramcompress import inputs
 from paramcompress.calibration import calibrate
+from paramcompress.calls import mapped
 from paramcompress.errors import BudgetError, CalibrationError
 from paramcompress.guide import Guide
 from paramcompress.inputs import weights_of
@@ -628,6 +630,13 @@ def test_batches_that_ask_for_gradients_may_be_changed_in_place() -> None:
     features = torch.randn(6, 4, requires_grad=True) * 2
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
     assert calibrate(model, [features]).layers.keys() == {"1.weight"}
+
+
+def test_mappings_that_are_read_only_are_copied() -> None:
+    given = types.MappingProxyType({"a": torch.ones(2), "b": [torch.ones(2)]})
+    found = mapped(given, lambda one: one + 1)
+    assert found["a"].tolist() == found["b"][0].tolist() == [2, 2]
+    assert given["a"].tolist() == [1, 1]
 
 
 class Sparse(nn.Module):
