@@ -151,6 +151,10 @@ class LowRank:
         right = self.atoms.points[:, columns].astype(np.float32)
         return (torch.from_numpy(left).T @ torch.from_numpy(right)).numpy()  # numpy would start threads of its own
 
+    def of_rows(self, rows: NDArray[np.int64]) -> LowRank:
+        """The same of some rows of the weight, to be multiplied out and not to be coded."""
+        return replace(self, coefficients=Symbols(self.coefficients.points[:, rows]))
+
     def product(self) -> NDArray[np.float32]:
         """(n_out, n_in * K): scale * C D^T."""
         out = np.empty((self.coefficients.points.shape[1], self.atoms.points.shape[1]), np.float32)

@@ -25,6 +25,8 @@ from paramcompress.moments import Moment, Scatter, second_moment
 
 RIDGES = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5, 5.0, 50.0)
 """That may be tried, in mean squares of a column."""
+CHECKED = 64
+"""Rows of each group that the ridge is looked for with, at most."""
 _FIRST_RIDGE = RIDGES.index(0.05)
 """From where the best one is looked for; of a single input, which has no halves, the one that is taken."""
 
@@ -101,14 +103,15 @@ class PairSums:
             worth: (n_out,) of errors in each row.
             centred: something behind the layer takes back what happens to the mean of its output.
 
-        Cost: O(n_columns^3 + n_out n_columns^2) for each group, some seven times.
+        Cost: O(n_columns^3) for each group, some seven times, and O(n_out n_columns^2) once.
         """
         grouped = weight.astype(np.float64).reshape(len(self._halves[1].squares), -1, weight.shape[1])
-        worths = worth.reshape(*grouped.shape[:2], 1)
+        few = slice(None, None, -(-grouped.shape[1] // CHECKED))
+        worths = worth.reshape(*grouped.shape[:2], 1)[:, few]
 
-        def problem(sums: _Sums) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        def problem(sums: _Sums, rows: slice = few) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             squares, differences = sums.moments(centred=centred)
-            return squares, grouped @ differences
+            return squares, grouped[:, rows] @ differences
 
         @cache
         def unexplained(at: int) -> float:
@@ -128,7 +131,8 @@ class PairSums:
             while unexplained(at + way) < unexplained(at):
                 at += way
             share = 0.5  # of all inputs, which are twice as many
-        return (grouped + _regression(*problem(self._whole), share * RIDGES[at])).reshape(weight.shape)
+        found = _regression(*problem(self._whole, slice(None)), share * RIDGES[at])
+        return (grouped + found).reshape(weight.shape)
 
     def mean_change(self, weight: NDArray[np.float32], squeezed: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n_out,) what the mean of the layer's output has lost."""
@@ -152,4 +156,6 @@ def _regression(squares: NDArray[np.float64], lost: NDArray[np.float64], ridge: 
     n = squares.shape[1]
     mean = np.einsum("gjj->g", squares) / n
     damped = squares + np.maximum(ridge * mean, 1e-300)[:, None, None] * np.eye(n)
-    return np.linalg.solve(damped, lost.transpose(0, 2, 1)).transpose(0, 2, 1)
+    root = torch.linalg.cholesky(torch.from_numpy(damped))
+    found: NDArray[np.float64] = torch.cholesky_solve(torch.from_numpy(lost).mT, root).mT.numpy()
+    return found

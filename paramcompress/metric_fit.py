@@ -22,13 +22,14 @@ Shapes: W (n_out, n_in * K), M (n_groups, n_in * K, n_in * K), x its transpose i
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,9 +73,12 @@ LEAST_SIDE = 16
 WIDEST_TURNED = 1024
 """Columns with something to do with each other up to which a trellis down columns is tried: it takes several matrices
 more, and wide layers are those of many inputs."""
+COMPARED = 1 << 19
+"""Weights of a layer, in whole rows, that dictionaries are compared with, at most about."""
 WIDEST_COMPARED = 1024
-"""Columns with something to do with each other up to which rows are shrunk one by one for what is only compared, too:
-eigenvectors of twice as many take seconds."""
+"""Columns with something to do with each other up to which rows are shrunk precisely for what is only compared, too."""
+NODES = 16.0
+"""Factor between the mu that rows are shrunk with but for a correction, each by the nearest one."""
 _PIECE = 32
 """Columns of a diagonal metric that are dealt with at a time, about: whole kernels."""
 
@@ -205,6 +209,10 @@ class MetricFit:
             coupling = (1 - metric.doubt) * coupling + metric.doubt * np.eye(coupling.shape[1])
         self.metric = Metric(worth, columns, coupling)
         self.dictionary, self.seed, self.workers = dictionary, seed, workers
+        self.rows: NDArray[np.int64] | None = None
+        """Of a larger layer, which ones these are."""
+        self.share = 1.0
+        """Of the rows of that layer, how many these are."""
         self._last: _Coordinates | None = None
 
     def at(self, price: float, *, rough: bool = False) -> Factors:
@@ -234,13 +242,34 @@ class MetricFit:
         each the grid, one of some, and in the end the order of points."""
         # a search begins with none, and ends with the likeliest to stay: so fewer coordinates are prepared twice
         fitted = FITTED if self.effort.fitted else ()
+        few = self._of_few_rows()
         names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
-        best = self._with_grid(self._cheapest(plain, price), price, grids)
+        best = few._with_grid(few._cheapest(plain, price), price, grids)
         beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
-        if beside and (found := self._cheapest(beside, price)).cost < best.cost:
-            best = self._with_grid(found, price, grids)
-        self.dictionary = self._with_order(best.dictionary, price)
+        if beside and (found := few._cheapest(beside, price)).cost < best.cost:
+            best = few._with_grid(found, price, grids)
+        self.dictionary = few._with_order(best.dictionary, price)
+
+    def _of_few_rows(self) -> MetricFit:
+        """This layer with rows, or whole runs of coupled ones, spread over all; itself where there are few weights."""
+        apart = -(-self.weight.size // COMPARED)
+        coupling = self.metric.coupling
+        run = 1 if coupling is None else coupling.shape[1]
+        runs = np.arange(apart // 2, len(self.weight) // run, apart)
+        if apart == 1 or len(runs) == 0 or len(self.metric.columns) > 1:
+            return self
+        rows = (runs[:, None] * run + np.arange(run)).reshape(-1)
+        few = copy.copy(self)
+        few.rows, few.weight, few.target, few._last = rows, self.weight[rows], self.target[rows], None
+        few.layout = replace(self.layout, n_rows=len(rows))
+        coupling = None if coupling is None else coupling[runs]
+        few.metric = Metric(self.metric.rows[rows], self.metric.columns, coupling)
+        few.share = len(rows) / len(self.weight)
+        return few
+
+    def _part(self, low_rank: LowRank | None) -> LowRank | None:
+        return low_rank if low_rank is None or self.rows is None else low_rank.of_rows(self.rows)
 
     def _with_grid(self, priced: _Priced, price: float, grids: Sequence[Grid]) -> _Priced:
         """A dictionary with the grid that costs least."""
@@ -263,8 +292,8 @@ class MetricFit:
     def _priced(self, dictionary: Dictionary, price: float, *, rough: bool = True) -> _Priced:
         """A dictionary with about what a weight costs with it, its error and its bits together."""
         found = self._factors(self._coordinates(dictionary), dictionary.grid, price, rough=rough)
-        bits = 8.0 * dictionary.n_bytes + self._stored_bits(found)
-        return _Priced(self.metric.cost(found.reconstruct() - self.target) + price * bits, dictionary)
+        cost = self.metric.cost(found.reconstruct() - self.target) / self.share
+        return _Priced(cost + price * (8.0 * dictionary.n_bytes + self._stored_bits(found)), dictionary)
 
     def _worthwhile(self, dictionary: Dictionary, price: float, *, rough: bool) -> Factors:
         """Factors with a dictionary, and with points only if these save more than they take."""
@@ -276,16 +305,17 @@ class MetricFit:
         return found if costs[0] + price * self._stored_bits(found) <= costs[1] else without
 
     def _stored_bits(self, found: Factors) -> float:
-        """About the bits of points and classes, and of what a stream begins and ends with."""
+        """About the bits of points and classes, and of what a stream begins and ends with; for all rows of a layer."""
         if (stored := found.stored) is None or stored.scales is None:
             return 0.0
         points = prices.point_bits(*stored.in_order, stored.trellis)
-        return HEAD_BITS + points + prices.class_bits(stored.scales, self.layout.kernel_size)
+        rows, columns = prices.side_bits(stored.scales.rows, stored.scales.columns, self.layout.kernel_size)
+        return HEAD_BITS + (points + rows) / self.share + columns
 
     def _coordinates(self, dictionary: Dictionary) -> _Coordinates:
         """Those of a dictionary: the last ones, or with what they have in common with these."""
         if self._last is None or not self._last.are_those_of(dictionary):
-            low_rank = dictionary.low_rank
+            low_rank = self._part(dictionary.low_rank)
             rest = self.target if low_rank is None else self.target - low_rank.product()
             space = None if self._last is None else self._last.space
             if space is None or not space.is_that_of(dictionary.transform):
@@ -324,14 +354,14 @@ class MetricFit:
 
     def _factors(self, one: _Coordinates, grid: Grid, price: float, *, rough: bool) -> Factors:
         wide = self.metric.columns.ndim == 3 and self.layout.n_columns > WIDEST_COMPARED
-        x = one.shrunk_alike(price) if rough and wide else one.shrunk(price)
+        x = one.shrunk(price, rough=rough and wide)
         alone, coupling = self.metric.chained
         bits = alone / price  # a unit of squared error costs, for a metric of 1
         worth = Worth(bits, one.space.feedings(price)[1], coupling)
         step = _step(x, bits, worth.pivots) / grid.fineness
         step = max(step, float(np.abs(x).max(initial=0)) / FINEST)
         worth = replace(worth, rows=bits * step**2)
-        x /= step
+        x = x / step
         kind = WITH_ZERO if wants_zero(self.weight) else TRELLISES
         n_states = self.effort.n_states_in_metric
         trellis = kind[min(n_states, ROUGH_STATES) if rough else n_states]
@@ -359,7 +389,12 @@ class MetricFit:
         step = 1.0 if symbols is None else step * one.gain(points * step)
         transform = one.dictionary.transform
         return Factors(
-            self.layout, float(np.float32(step)), transform.name, transform.basis, one.dictionary.low_rank, symbols
+            self.layout,
+            float(np.float32(step)),
+            transform.name,
+            transform.basis,
+            self._part(one.dictionary.low_rank),
+            symbols,
         )
 
     def _worthwhile_classes(self, symbols: Symbols, profile: Profile, grid: Grid) -> Scales:
@@ -460,28 +495,55 @@ class _Space:
         mine, its = self.transform.matrix, transform.matrix
         return mine is its or (mine is not None and its is not None and np.array_equal(mine, its))
 
-    @cached_property
-    def spectra(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Eigenvalues and eigenvectors of the metric of each piece, its columns scaled."""
-        scale = np.sqrt(self.column_square)
-        return [
-            np.linalg.eigh(one * scale[at, None] * scale[at]) for one, at in zip(self.metrics, self.places, strict=True)
-        ]
-
     def feedings(self, price: float) -> tuple[NDArray[np.float64], list[Feeding]]:
         """(n_groups,) what shrinking adds to the metric, in the mean over the rows of each group, and the metrics of
         all pieces with that. Those of the last price are kept, for steps are compared at one."""
         if self._fed is None or self._fed[0] != price:
             self._fed = None  # there is no room for two
-            self._fed = price, *self.shrinking(price, self.row_square)
+            mu = _shrinkage(price, self.worth, self.row_square).reshape(self.n_groups, -1)
+            added = np.exp(np.log(mu).mean(1))
+            self._fed = price, added, [Feeding(one) for one in self._with(added)]
         return self._fed[1:]
 
-    def shrinking(self, price: float, row_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Feeding]]:
-        """The same of rows (n_rows,) of other mean squares; kept by nobody, and beside those that are for a moment."""
-        added = np.exp(np.log(_shrinkage(price, self.worth, row_square)).reshape(self.n_groups, -1).mean(1))
-        diagonals = [np.diag(1 / self.column_square[at]) for at in self.places]
-        pairs = zip(self.metrics, diagonals, strict=True)
-        return added, [Feeding(one + added[:, None, None] * more) for one, more in pairs]
+    def _with(self, mu: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+        """(n_groups, n, n) M + mu D of each piece, mu (n_groups,) and D the reciprocals of `column_square`."""
+        for metric, at in zip(self.metrics, self.places, strict=True):
+            total = metric.copy()
+            np.einsum("gjj->gj", total)[...] += mu[:, None] / self.column_square[at]
+            yield total
+
+    def shrunk(
+        self, x: NDArray[np.float64], price: float, row_square: NDArray[np.float64], *, rough: bool
+    ) -> NDArray[np.float64]:
+        """x (n_columns, n_rows), rows of these mean squares, shrunk: each loses B x, B = mu (M + mu D)^-1 D.
+
+        That takes a root for each of a few mu only. What is lost with r mu is r B (1 - (1 - r) B)^-1 x, for which
+        a B + (1 - a) B^2, a = (3 r - 1) / (1 + r), is right in directions of which nothing, half or all is lost with
+        mu, and nearly right in the others while r is between 1/4 and 4. So each row goes with the nearest of the mu,
+        NODES apart, one of which is what errors are fed forward with; roughly, all rows go with that one.
+        """
+        mu = _shrinkage(price, self.worth, row_square).reshape(self.n_groups, -1)
+        added, feedings = self.feedings(price)
+        if rough:
+            mu = np.clip(mu, added[:, None] / NODES, added[:, None] * NODES)
+        nodes = np.rint(np.log(mu / added[:, None]) / math.log(NODES)) if not rough else np.zeros(mu.shape)
+        out = x.copy()
+        for node in np.unique(nodes).tolist():
+            is_near = nodes == node
+            rows = np.flatnonzero(is_near.any(0))  # of any group
+            near = added * NODES**node
+            ratio = (mu / near[:, None])[:, None, rows]
+            share = (3 * ratio - 1) / (1 + ratio)
+            others: Iterator[NDArray[Any]] = map(np.linalg.cholesky, self._with(near))
+            roots = others if node else (one.root for one in feedings)
+            for root, at in zip(roots, self.places, strict=True):
+                here = out[at].reshape(-1, *mu.shape)
+                scale = near[:, None, None] / self.column_square[at, None]
+                once = _solved(root, scale * x[at].reshape(here.shape)[:, :, rows].transpose(1, 0, 2), upper=not node)
+                twice = _solved(root, scale * once, upper=not node)
+                lost = is_near[:, None, rows] * (share * once + (1 - share) * twice)
+                here[:, :, rows] -= lost.transpose(1, 0, 2)
+        return out
 
     def forget_feedings(self) -> None:
         """They take as much memory as the metric, and as much again for their roots."""
@@ -496,43 +558,17 @@ class _Coordinates:
         x = space.coordinates(rest)
         self.x = np.ascontiguousarray(x.T)
         self.row_square = _row_square(x**2)
+        self._shrunk: tuple[tuple[float, bool], NDArray[np.float64]] | None = None
 
     def are_those_of(self, dictionary: Dictionary) -> bool:
         """Whether another dictionary has the same: it differs in fineness only."""
         return dictionary.low_rank is self.dictionary.low_rank and self.space.is_that_of(dictionary.transform)
 
-    def shrunk(self, price: float) -> NDArray[np.float64]:
-        """x (n_columns, n_rows) shrunk."""
-        space = self.space
-        mu = _shrinkage(price, space.worth, self.row_square)
-        n_here = len(mu) // space.n_groups
-        largest = [max(float(values[g].max()) for values, _ in space.spectra) for g in range(space.n_groups)]
-        out = np.empty_like(self.x)
-        for at, (spectrum, vectors) in zip(space.places, space.spectra, strict=True):
-            scale = np.sqrt(space.column_square[at])[:, None]
-            for g in range(space.n_groups):
-                rows = slice(g * n_here, (g + 1) * n_here)
-                values = np.maximum(spectrum[g], 1e-9 * largest[g])[:, None]
-                inside = vectors[g].T @ (self.x[at, rows] / scale)
-                out[at, rows] = scale * (vectors[g] @ (inside * (values / (values + mu[rows]))))
-        return out
-
-    def shrunk_alike(self, price: float) -> NDArray[np.float64]:
-        """The same with all rows of a group shrunk by what is their mean, which takes no eigenvectors."""
-        space = self.space
-        is_whole = self.dictionary.low_rank is None  # or rows are smaller than those of the target
-        added, feedings = space.feedings(price) if is_whole else space.shrinking(price, self.row_square)
-        n_here = self.x.shape[1] // space.n_groups
-        out = self.x.copy()
-        for feeding, at in zip(feedings, space.places, strict=True):
-            for g in range(space.n_groups):
-                rows = slice(g * n_here, (g + 1) * n_here)
-                root = torch.from_numpy(feeding.root[g])
-                lost = torch.from_numpy(self.x[at, rows] / space.column_square[at, None])
-                lost = torch.linalg.solve_triangular(root, lost, upper=True)
-                lost = torch.linalg.solve_triangular(root.T, lost, upper=False)
-                out[at, rows] -= added[g] * lost.numpy()
-        return out
+    def shrunk(self, price: float, *, rough: bool) -> NDArray[np.float64]:
+        """x (n_columns, n_rows) shrunk; the last one is kept, for grids are compared at one price."""
+        if self._shrunk is None or self._shrunk[0] != (price, rough):
+            self._shrunk = (price, rough), self.space.shrunk(self.x, price, self.row_square, rough=rough)
+        return self._shrunk[1]
 
     def gain(self, found: NDArray[np.floating]) -> float:
         """What to multiply `found` (n_columns, n_rows) with so that its error costs least."""
@@ -548,6 +584,14 @@ class _Coordinates:
                 product += float((image * self.x[at, rows]).sum())
                 square += float((image * found[at, rows]).sum())
         return product / square if square > 0 else 1.0
+
+
+def _solved(roots: NDArray[Any], x: NDArray[np.float64], *, upper: bool) -> NDArray[np.float64]:
+    """(n_groups, n, rows) (V V^T)^-1 x, for triangles V."""
+    root = torch.from_numpy(roots)
+    half = torch.linalg.solve_triangular(root, torch.from_numpy(x), upper=upper)
+    found: NDArray[np.float64] = torch.linalg.solve_triangular(root.mT, half, upper=not upper).numpy()
+    return found
 
 
 def _transformed(metric: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -507,8 +507,8 @@ def test_one_rehearsal_meets_a_size(exclude: list[str], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Budget, "__post_init__", noted)
     options = {"model": models.load("conv"), "batches": models.digits_batches(), "exclude": exclude}
-    report = paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, target_size=9000, **options)
-    assert 0.99 * 9000 < report.bytes_after <= 9000
+    report = paramcompress.squeeze(SAMPLES / "conv_digits.pt", OUT, target_size=9100, **options)
+    assert 0.99 * 9100 < report.bytes_after <= 9100
     assert len(budgets) == 1
     assert abs(budgets[0].waiting) < 1, "all that was expected came"
 
@@ -684,39 +684,48 @@ def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator)
         assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize("kind", ["whole", "grouped", "low rank"])
-def test_rows_that_are_alike_are_shrunk_as_their_mean(
-    kind: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
-) -> None:
-    """As is done for all rows of a wide layer where points are found roughly: by roots in place of eigenvectors."""
-    weight = rng.standard_normal((24, 20 * 9))
-    weight = (weight / np.sqrt(np.square(weight).mean(1))[:, None]).astype(np.float32)
+def lossy_layer(kind: str, rng: np.random.Generator) -> tuple[MetricFit, metric_fit._Coordinates]:
+    """24 rows of 20 kernels, fed with inputs of some directions, that matter by up to a thousand times."""
+    weight = rng.standard_normal((24, 180)).astype(np.float32)
     low_rank: LowRank | None = None
-    if kind == "grouped":
-        weight[12:] *= 3
-    elif kind == "low rank":  # which takes nearly all, and leaves rows that are alike
+    if kind == "low rank":  # which takes nearly all
         sides = rng.standard_normal((24, 2)), rng.standard_normal((180, 2))
         low_rank = quantise_factors(*sides, np.linalg.norm(sides[0], axis=0), 1e-3)
         assert low_rank is not None
         weight = (0.1 * weight + low_rank.product()).astype(np.float32)
     x = rng.standard_normal((2, 400, 30)) @ rng.standard_normal((2, 30, 180)) + 0.1 * rng.standard_normal((2, 400, 180))
-    moments = x.transpose(0, 2, 1) @ x / 400
-    metric = moments if kind == "grouped" else moments[:1]
-    monkeypatch.setattr(metric_fit, "N_PASSES", 0)
-    monkeypatch.setattr(metric_fit, "WIDEST_COMPARED", 179)
-    fit = MetricFit(weight, Layout.of((24, 20, 3, 3)), Metric(np.ones(24), metric), EFFORTS["fast"])
-    fit.dictionary = Dictionary(Transform.fitted("none", weight, fit.layout), low_rank)
-    price = 0.5 if low_rank is None else 0.005
-    fine, rough = (fit.at(price, rough=one) for one in (False, True))
-    assert fine.rank == (0 if low_rank is None else 2)
-    assert fine.stored is not None
-    rest = weight if low_rank is None else weight - low_rank.product()
-    assert np.linalg.norm(fine.reconstruct() - weight) > 0.1 * np.linalg.norm(rest)
-    np.testing.assert_allclose(rough.reconstruct(), fine.reconstruct(), rtol=1e-6, atol=1e-9)
+    columns = x.transpose(0, 2, 1) @ x / 400
+    columns = np.einsum("gjj->gj", columns[:1]) if kind == "diagonal" else columns[: 2 if kind == "grouped" else 1]
+    metric = Metric(np.exp2(rng.uniform(-5, 5, 24)), columns)
+    fit = MetricFit(weight, Layout.of((24, 20, 3, 3)), metric, EFFORTS["fast"])
+    return fit, fit._coordinates(Dictionary(Transform.fitted("cosine", weight, fit.layout), low_rank))
 
 
-def test_rows_of_narrow_layers_are_shrunk_one_by_one(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where points are found roughly: shrunk alike, a layer whose rows differ is told the wrong dictionary."""
+@pytest.mark.parametrize("kind", ["whole", "grouped", "low rank", "diagonal"])
+def test_every_row_is_shrunk_by_a_ridge_of_its_own(kind: str, rng: np.random.Generator) -> None:
+    """Nearly, and more so than roughly: a few roots do in place of eigenvectors."""
+    fit, one = lossy_layer(kind, rng)
+    space, n_here = one.space, 24 // one.space.n_groups
+    for price in (1e-2, 1.0, 100.0):
+        mu = metric_fit._shrinkage(price, fit.metric.rows, one.row_square)
+        assert mu.max() / mu.min() > 100
+        wanted = np.empty_like(one.x)
+        for metric, at in zip(space.metrics, space.places, strict=True):
+            prior = np.diag(1 / space.column_square[at])
+            for i in range(24):
+                lost = np.linalg.solve(metric[i // n_here] + mu[i] * prior, prior @ one.x[at, i])
+                wanted[at, i] = one.x[at, i] - mu[i] * lost
+        sizes = np.linalg.norm(one.x, axis=0)
+        lost, off, rough = (
+            np.linalg.norm(found - wanted, axis=0) / sizes
+            for found in (one.x, one.shrunk(price, rough=False), one.shrunk(price, rough=True))
+        )
+        assert off.max() < 0.08
+        assert off.mean() < min(0.3 * lost.mean(), rough.mean())
+
+
+def test_rows_of_narrow_layers_are_shrunk_precisely(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where points are found roughly, or a layer whose rows differ is told the wrong dictionary."""
     weight, metric = layer_of_a_net(rng)
     rows = np.exp2(rng.integers(-6, 6, len(weight)).astype(float))
     monkeypatch.setattr(metric_fit, "N_PASSES", 0)
@@ -726,6 +735,44 @@ def test_rows_of_narrow_layers_are_shrunk_one_by_one(rng: np.random.Generator, m
     np.testing.assert_array_equal(rough, fine)
     monkeypatch.setattr(metric_fit, "WIDEST_COMPARED", 39)
     assert not np.array_equal(fit.at(1.0, rough=True).reconstruct(), fine)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_dictionaries_of_many_weights_are_compared_with_some_rows(
+    coupled: bool, rank: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all rows cost is foretold, with the bytes that are told once told once, and the choice is the same."""
+    weight = rng.standard_normal((256, 20, 9)).cumsum(2).reshape(256, 180).astype(np.float32) / 3
+    low_rank: LowRank | None = None
+    if rank:
+        sides = rng.standard_normal((256, rank)), rng.standard_normal((180, rank))
+        low_rank = quantise_factors(*sides, np.linalg.norm(sides[0], axis=0), 1e-3)
+        assert low_rank is not None
+        weight += low_rank.product()
+    coupling = np.broadcast_to(np.eye(16) * 0.5 + 0.5, (16, 16, 16)) if coupled else None
+    columns = np.eye(180)[None] + 0.3
+    fit = MetricFit(
+        weight, Layout.of((256, 20, 3, 3)), Metric(rng.uniform(1, 2, 256), columns, coupling), EFFORTS["fast"]
+    )
+    assert fit._of_few_rows() is fit
+    candidates = [
+        Dictionary(Transform.fitted(name, weight, fit.layout), one)
+        for name in ("none", "cosine")
+        for one in ((None, low_rank) if rank else (None,))
+    ]
+    whole = [fit._priced(one, 0.05).cost for one in candidates]
+    monkeypatch.setattr(metric_fit, "COMPARED", weight.size // 4)
+    few = fit._of_few_rows()
+    assert few.rows is not None
+    assert len(few.rows) == 64
+    some = [few._priced(one, 0.05) for one in candidates]
+    np.testing.assert_allclose([one.cost for one in some], whole, rtol=0.04)
+    assert min(some, key=lambda one: one.cost).dictionary is candidates[int(np.argmin(whole))]
+    fit.choose_dictionary(0.05)
+    assert fit.dictionary is not None
+    assert fit.dictionary.transform.name == "cosine"
+    assert fit.at(0.05).reconstruct().shape == weight.shape
 
 
 @pytest.mark.parametrize("bits", [2.0, 4.0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from paramcompress import compensation
 from paramcompress.compensation import PairSums
 
 N_COLUMNS, N_ROWS = 24, 8
@@ -65,6 +66,21 @@ def test_rows_of_no_worth_have_no_say_in_the_ridge(rng: np.random.Generator) -> 
     plain, noisy = (sums.target(weight, np.array(worth), centred=False) for worth in ([1.0, 0.0], [0.0, 1.0]))
     np.testing.assert_allclose(plain[0, exact], 1.3, atol=0.02)
     assert np.abs(noisy[0, exact] - 1.3).max() > 0.05
+
+
+def test_of_many_rows_some_say_what_the_ridge_is(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all are fitted with it."""
+    monkeypatch.setattr(compensation, "CHECKED", 4)
+    y = rng.standard_normal((1, 60, N_COLUMNS))
+    x = y + 0.3 * rng.standard_normal(y.shape)
+    x[:, :, :2] = 1.3 * y[:, :, :2]
+    weight = np.zeros((N_ROWS, N_COLUMNS), np.float32)
+    weight[::2, :2], weight[1::2, 2:] = 1.0, 10.0
+    sums = sums_of(x, y)
+    found = sums.target(weight, np.ones(N_ROWS), centred=False)
+    np.testing.assert_allclose(found, sums.target(weight, np.array([1.0, 0.0] * 4), centred=False), rtol=1e-12)
+    monkeypatch.setattr(compensation, "CHECKED", N_ROWS)
+    assert np.abs(found - sums.target(weight, np.ones(N_ROWS), centred=False)).max() > 0.05
 
 
 def test_a_shift_is_left_to_what_takes_back_means(rng: np.random.Generator) -> None:
