@@ -56,7 +56,9 @@ def layer_report(
 
 def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: bool = False) -> tuple[str, ...]:
     """Notes of the checkpoint, and what a report shall say of vectors; `moved` where they were, to make good."""
-    coarse = [one for one in layers if one.codec in (FACTORED, VECTOR) and not plan.is_matrix(one.shape)]
+    coarse = [
+        one for one in layers if one.codec in (FACTORED, VECTOR) and not plan.is_matrix(one.shape) and one.rel_error > 0
+    ]
     notes = list(about.get("notes", []))
     if coarse:
         worst = max(one.rel_error for one in coarse)

@@ -65,10 +65,12 @@ class Guide:
         return Aim(level=level, rough=self.rough) if self.for_size else self.limits
 
     def encode(self, info: TensorInfo, tensor: Tensor, level: float) -> Piece | None:
-        """Stream and entry of a tensor; None for one that data have no say in.
+        """Stream and entry of a tensor; None for one that data have no say in, as where all is exact.
 
         Where no factors keep the limit on a layer's output, it is exact: a limit on its weights would not do.
         """
+        if self.for_size and level == 0:
+            return None
         job = self.calibrated
         piece = job.encode(info, tensor, self.aim(level))
         if piece is None and self.limits.output_error is not None and info.name in job.fits:

@@ -77,10 +77,10 @@ class Job:
     def first_level(self, path: Path, size: int, progress: Progress | None) -> float:
         """The level for a size; a rough one where the guide, which keeps the size itself, goes through the model."""
         self.asked_bytes = size
+        may_be_exact = size >= LEAST_EXACT * self.about["bytes_before"]
+        if may_be_exact and self.size_at(path, 0.0, progress) <= size:
+            return 0.0
         if self.guided is None:
-            may_be_exact = size >= LEAST_EXACT * self.about["bytes_before"]
-            if may_be_exact and self.size_at(path, 0.0, progress) <= size:
-                return 0.0
             return self._level_for_size(path, size, None, progress)
         rough = self._rough_level(self.guided, path, size, progress)
         if rough is not None and rough < NEARLY_NOTHING and self.guided.model is not None:
@@ -118,7 +118,8 @@ class Job:
         """Let the guide go through the model, so that the file has at most `size` bytes and hardly fewer; returns the
         level to write at."""
         assert self.guided is not None
-        if self.guided.model is None:
+        all_exact = size is not None and level == 0
+        if self.guided.model is None or all_exact:
             return level
         if size is None:
             self.guided.rehearse(level, {}, None)
@@ -126,6 +127,8 @@ class Job:
         before = self.size_at(path, level, progress)
         settled = self.guided.calibrated.settled_by_rehearsal
         expected = {name: n_bytes for name, n_bytes in self.sizes.items() if settled(name)}
+        if not expected:
+            return self._level_for_size(path, size, level, progress)
         fixed = before - sum(expected.values())
         aim = REHEARSED_SHARE * size
         for _ in range(MOST_REHEARSALS):
@@ -261,8 +264,10 @@ class Job:
         """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
         asked = error.smallest_bytes or 0
         if self.guided is not None and self.guided.model is not None:
-            self.guided.calibrated.forget_rehearsal()  # which this size may not allow, as may have to be said
-            if NOT_FITTED not in self.about["notes"]:
+            job = self.guided.calibrated  # which this size may not allow to be fitted, as may have to be said
+            was_fitted = any(job.settled_by_rehearsal(info.name) for info in self.checkpoint.tensors)
+            job.forget_rehearsal()
+            if was_fitted and NOT_FITTED not in self.about["notes"]:
                 self.about["notes"].append(NOT_FITTED)
         while True:
             options = {**self.about["settings"], "target_size": asked}

@@ -795,6 +795,31 @@ def test_a_squeeze_with_data_encodes_all_tensors_only_a_few_times(bits: float, m
     assert seen.count(True) <= 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_where_there_is_room_for_all_of_it_nothing_changes(dtype: torch.dtype) -> None:
+    """Neither a matrix nor a vector, and no layer is fitted to another."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    state = {name: one.to(dtype) if one.is_floating_point() else one for name, one in model.state_dict().items()}
+    exact = paramcompress.squeeze(state, OUT, max_rel_error=0)
+    options: dict[str, Any] = {"model": model, "batches": [torch.randn(50, 64)], "force": True}
+    report = paramcompress.squeeze(state, OUT, target_size=exact.bytes_after + 50, **options)
+    assert all(one.rel_error == 0 for one in report.layers)
+    assert all(torch.equal(one, state[name]) for name, one in paramcompress.load_file(OUT).items())
+    assert not report.notes
+
+
+def test_a_model_without_layers_to_fit_is_not_said_to_have_missed_it() -> None:
+    model = nn.LayerNorm(512).eval()
+    model.weight.data, model.bias.data = torch.rand(512), torch.randn(512)
+    options: dict[str, Any] = {"model": model, "batches": [torch.randn(50, 512)], "force": True}
+    with pytest.raises(BudgetError) as caught:
+        paramcompress.squeeze(model.state_dict(), OUT, target_size=300, **options)
+    smallest = caught.value.smallest_bytes
+    assert smallest is not None
+    report = paramcompress.squeeze(model.state_dict(), OUT, target_size=smallest, **options)
+    assert smallest - 8 <= report.bytes_after <= smallest, "no room was kept for a note"
+
+
 @pytest.mark.parametrize("target", [{"bits_per_weight": 1e-7}, {"target_size": 900}])
 def test_a_size_that_no_file_has_is_refused_with_one_that_can_be_had(target: dict[str, Any]) -> None:
     """Also one of not a single byte."""

@@ -432,6 +432,15 @@ def test_layerwise_goes_up_as_the_batches_do() -> None:
     assert net(x).shape == (300, 20)  # its layers are called as dense ones are
 
 
+def test_a_layerwise_run_that_fails_leaves_the_model_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(9, 9), nn.Sigmoid(), nn.Linear(9, 8), nn.Sigmoid(), nn.Linear(8, 2))
+    before = list(net)
+    dictionaries = {"0": predict.Covariance(), "2": predict.SquaredExponential((2, 2))}
+    with pytest.raises(PredictionError, match="layer '2'"):
+        predict.layerwise(net, torch.rand(50, 9), 0.5, dictionaries, pretrain_epochs=1)
+    assert all(one is other for one, other in zip(net, before, strict=True))
+
+
 def test_layerwise_can_start_from_the_weights_that_are_there() -> None:
     net, x = mlp(), random(300, N_IN)
     weight = net[0].weight.detach().clone()

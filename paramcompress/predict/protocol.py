@@ -10,6 +10,7 @@ Shapes: inputs of a layer (n_samples, n_in), those of a convolution being patche
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,35 +65,40 @@ def layerwise(
         The model, to be trained as a whole.
 
     Raises:
-        PredictionError: as `convert`; a layer that no batch reached; a batch that the model cannot be called with.
+        PredictionError: as `convert`; a layer that no batch reached; a batch that the model cannot be called with. The
+            model is then what it was.
     """
     seen = list(_batches(batches))
     chosen = chosen_layers(model, dictionaries, include, exclude)
-    for number, name in enumerate(_as_reached(model, {name: layer for name, (layer, _) in chosen.items()}, seen[:1])):
-        layer, dictionary = chosen[name]
-        needed = isinstance(dictionary, FromData) and dictionary.data is None
-        if needed or pretrain_epochs:
-            samples = layer_inputs(model, name, seen, n_samples=n_samples, seed=seed + number)
-        try:
-            if needed:
-                assert isinstance(dictionary, FromData)
-                dictionary = dictionary.given(samples)
-            made = predicted(
-                layer,
-                dictionary=dictionary,
-                fraction=fraction,
-                groups=min(groups, layer.weight.shape[0]),
-                seed=seed + number,
-                **options,
-            )
-        except PredictionError as error:
-            raise named(error, name) from error
-        if pretrain_epochs:
-            dtype = made.learned.dtype  # in which Adam's squares may have no room
-            with torch.enable_grad():
-                pretrain(made.float(), samples, epochs=pretrain_epochs, rate=rate, seed=seed + number)
-            made.to(dtype)
-        model = replaced(model, layer, made)
+    reached = _as_reached(model, {name: layer for name, (layer, _) in chosen.items()}, seen[:1])
+    with contextlib.ExitStack() as undo:
+        for number, name in enumerate(reached):
+            layer, dictionary = chosen[name]
+            needed = isinstance(dictionary, FromData) and dictionary.data is None
+            if needed or pretrain_epochs:
+                samples = layer_inputs(model, name, seen, n_samples=n_samples, seed=seed + number)
+            try:
+                if needed:
+                    assert isinstance(dictionary, FromData)
+                    dictionary = dictionary.given(samples)
+                made = predicted(
+                    layer,
+                    dictionary=dictionary,
+                    fraction=fraction,
+                    groups=min(groups, layer.weight.shape[0]),
+                    seed=seed + number,
+                    **options,
+                )
+            except PredictionError as error:
+                raise named(error, name) from error
+            if pretrain_epochs:
+                dtype = made.learned.dtype  # in which Adam's squares may have no room
+                with torch.enable_grad():
+                    pretrain(made.float(), samples, epochs=pretrain_epochs, rate=rate, seed=seed + number)
+                made.to(dtype)
+            model = replaced(model, layer, made)
+            undo.callback(replaced, model, made, layer)
+        undo.pop_all()
     return model
 
 
