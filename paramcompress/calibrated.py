@@ -31,7 +31,8 @@ from paramcompress.fit import Effort
 from paramcompress.inputs import UnknownCallError, is_known, products, weights_of
 from paramcompress.layer import Piece, Setting
 from paramcompress.lockstep import run_in_lockstep
-from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, Metric, MetricFit
+from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, MetricFit
+from paramcompress.metric_space import Metric
 from paramcompress.modules import canonical_names, copied
 from paramcompress.moments import Moment, SecondMoments, of_trace_one
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP

@@ -19,7 +19,7 @@ from test_cli import run
 from torch import Tensor, nn
 
 import paramcompress
-from paramcompress import calibrated, job, layer, metric_fit
+from paramcompress import calibrated, job, layer, metric_fit, metric_space
 from paramcompress.calibrated import HIGHEST_LEVEL, Aim, Budget, Calibrated
 from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
@@ -30,7 +30,8 @@ from paramcompress.fit import EFFORTS
 from paramcompress.fit.ranks import quantise_factors
 from paramcompress.fit.transforms import Transform
 from paramcompress.layer import Piece, Setting
-from paramcompress.metric_fit import Dictionary, Grid, Metric, MetricFit
+from paramcompress.metric_fit import Dictionary, Grid, MetricFit
+from paramcompress.metric_space import Coordinates, Metric
 from paramcompress.moments import SecondMoments
 from paramcompress.vectors import Vector
 from sample_models import models
@@ -684,7 +685,7 @@ def test_points_found_roughly_take_about_as_many_bytes(rng: np.random.Generator)
         assert costs[0] < costs[1]
 
 
-def lossy_layer(kind: str, rng: np.random.Generator) -> tuple[MetricFit, metric_fit._Coordinates]:
+def lossy_layer(kind: str, rng: np.random.Generator) -> tuple[MetricFit, Coordinates]:
     """24 rows of 20 kernels, fed with inputs of some directions, that matter by up to a thousand times."""
     weight = rng.standard_normal((24, 180)).astype(np.float32)
     low_rank: LowRank | None = None
@@ -707,7 +708,7 @@ def test_every_row_is_shrunk_by_a_ridge_of_its_own(kind: str, rng: np.random.Gen
     fit, one = lossy_layer(kind, rng)
     space, n_here = one.space, 24 // one.space.n_groups
     for price in (1e-2, 1.0, 100.0):
-        mu = metric_fit._shrinkage(price, fit.metric.rows, one.row_square)
+        mu = metric_space._shrinkage(price, fit.metric.rows, one.row_square)
         assert mu.max() / mu.min() > 100
         wanted = np.empty_like(one.x)
         for metric, at in zip(space.metrics, space.places, strict=True):

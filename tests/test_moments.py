@@ -28,7 +28,8 @@ from paramcompress.entropy import Scales, pack
 from paramcompress.errors import CalibrationError, CheckpointError
 from paramcompress.feedback import Feeding, Worth, quantize_in_metric
 from paramcompress.fit import EFFORTS
-from paramcompress.metric_fit import Metric, MetricFit
+from paramcompress.metric_fit import MetricFit
+from paramcompress.metric_space import Metric
 from paramcompress.moments import Moment, SecondMoments
 from paramcompress.prices import cost_table
 from paramcompress.trellis import TRELLISES
