@@ -53,11 +53,13 @@ def number(low: float, high: float, expected: str) -> Checker:
 
 
 def integer(low: int) -> Checker:
-    """Checker of whole numbers."""
+    """Checker of whole numbers; torch has no room for one of 2**63 and more."""
 
     def checker(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise refused(value, f"a whole number from {low} on")
+        if value >= 2**63:
+            raise refused(value, "a whole number below 2**63")
         return value
 
     return checker

@@ -85,9 +85,11 @@ def explain(
             useless.append(label)
         if progress is not None:
             progress(label, number + 1, len(jobs))
-    if entry.codec in (PREDICTED, VECTOR):
+    if entry.codec == EXACT:
+        choices = [replace(one, bytes=n_bytes) for one in choices]
+    if entry.codec in (PREDICTED, VECTOR) or _is_free_of_error(entry):
         choices.append(PricedChoice(entry.dictionary, entry.rank, told, entry.rel_error))
-    if (original is None and entry.codec == FACTORED) or entry.codec == VECTOR:
+    if entry.codec in (FACTORED, VECTOR):
         used = next((one.bytes for one in choices if one.dictionary == entry.dictionary), n_bytes)
         scale = n_bytes / used
         choices = [one if one.dictionary == EXACT else replace(one, bytes=round(one.bytes * scale)) for one in choices]
@@ -108,7 +110,7 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
     """What is tried, by name; nothing for tensors that only `exact` can hold."""
     if entry.dtype not in layer.FLOATS or 0 in entry.shape:
         return []
-    if entry.codec == PREDICTED and entry.rel_error == 0:
+    if _is_free_of_error(entry):
         return [(EXACT, Setting(0.0))]
     if entry.codec == EXACT:
         return [(EXACT, Setting(0.0)), *((f"{limit:g}", Setting(limit)) for limit in FROM_EXACT)]
@@ -126,6 +128,11 @@ def _jobs(entry: Entry) -> list[tuple[str, Setting]]:
         *((name, Setting(at, Choice(dictionary=name))) for name in fits if entry.codec != VECTOR),
         *((f"{at * times:.3g}", Setting(at * times)) for times in relaxed if at * times < 1),
     ]
+
+
+def _is_free_of_error(entry: Entry) -> bool:
+    """Whether it is coded and comes back exactly even so: nothing else than exact bytes is as good."""
+    return entry.codec in (PREDICTED, FACTORED) and entry.rel_error == 0
 
 
 def _encode(info: TensorInfo, weight: Tensor, setting: Setting, effort: Effort) -> Piece:

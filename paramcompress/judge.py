@@ -120,11 +120,15 @@ def _too_wrong(one: Checked, limits: Limits, report: Report) -> Iterator[Finding
         worst, limit = found[0]
         pattern = own.get(worst.name, (None, limit))[0]
         option = f"--max-rel-error {limit:g}" if pattern is None else f"--set '{pattern}:max_rel_error={limit:g}'"
+        stated = not one.measured and worst.rel_error < 1.01 * limit
+        rounded = (
+            "; the file states errors rounded up to three digits, with an original they are measured" if stated else ""
+        )
         what = f"{one.path}: layer {worst.name} has a relative error of {worst.rel_error:.4g}, over {key} {limit:g}"
         yield _found(
             key,
             what + _and_more([layer.name for layer, _ in found]),
-            f"squeeze with {option}, or raise {key}",
+            f"squeeze with {option}, or raise {key}{rounded}",
             [layer.name for layer, _ in found],
         )
 

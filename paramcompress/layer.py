@@ -40,6 +40,10 @@ _ADDED = 1e-5
 """What torch's normalisations add to a variance."""
 _SEEN_WEIGHTS = 1 << 21
 """Weights decoded and measured at a time."""
+_PIECE_BYTES = 1 << 16
+"""Of exact weights, that are packed to see what all of them would take."""
+_SAMPLED, _DISTINCT = 512, 0.9
+"""Weights looked at, and the share of them that are distinct in weights nobody quantised before."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +322,17 @@ def _seen(tensor: Tensor, factors: codec.Factors, dtype: torch.dtype) -> tuple[m
     return metrics.deviation_of_parts(pairs()), crc
 
 
+def _may_be_smaller_exact(tensor: Tensor, n_bytes: int) -> bool:
+    """Whether weights may take fewer bytes exact than that, by two samples: weights that were quantised or pruned
+    before have many equal ones, which is seen at once, and what they take exact is seen in a piece of them."""
+    sample = tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)]
+    if len(set(sample.tolist())) >= _DISTINCT * len(sample):
+        return False
+    raw = _raw(tensor)
+    piece = raw[len(raw) // 2 // 8 * 8 :][:_PIECE_BYTES]
+    return len(codec.encode_exact(piece, tensor.element_size())) / len(piece) * len(raw) < 1.5 * n_bytes
+
+
 def restated(entry: Entry, rel_error: float) -> Entry:
     """`entry` with another relative error, rounded up as the index states it."""
     return replace(entry, rel_error=round_up(rel_error))
@@ -328,7 +343,7 @@ def _factored_piece(
 ) -> Piece | None:
     """crc: of the decoded tensor."""
     n_raw = tensor.numel() * tensor.element_size()
-    if len(stream) > 0.7 * n_raw:
+    if len(stream) > 0.7 * n_raw or _may_be_smaller_exact(tensor, len(stream)):
         exact = (
             n_raw
             if n_raw < container.SMALL_EXACT_BYTES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -131,8 +132,7 @@ def squeeze(
     path = Path(out)
     _check_device(device)
     guide.check_options(model, batches, stats, importance, max_output_error)
-    if not isinstance(source, Mapping):
-        _check_not_squeezed(Path(source))
+    _check_source(source)
     if not dry_run:
         _check_output(path, source, force=force)
     n_threads = torch.get_num_threads()
@@ -385,6 +385,8 @@ def load_file(
 def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 1) -> None:
     """Copy the weights of a squeezed file into a module, whose state_dict has to have the same names and shapes.
 
+    A module that was made on the meta device, and has no weights yet, gets the tensors themselves.
+
     Raises:
         FormatError: names or shapes differ; the message lists the first of them.
     """
@@ -403,7 +405,7 @@ def load_into(model: nn.Module, path: str | os.PathLike[str], *, workers: int = 
         predicts = any(name.rpartition(".")[2] == "recipe" for name in expected)
         hint = "merge the model first: paramcompress.predict.merge(model)" if predicts else None
         raise FormatError(path, f"does not fit the model: {', '.join(differing[:5])}{more}", hint=hint)
-    model.load_state_dict(found)
+    model.load_state_dict(found, assign=any(one.is_meta for one in expected.values()))
 
 
 def inspect(path: str | os.PathLike[str]) -> Report:
@@ -467,7 +469,7 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
         for entry, found in zip(entries, in_order(measure, entries, workers, _expanded_bytes), strict=True):
             measured[entry.name] = found
             tell(info_of(entry, None))
-    if original is None:
+    if original is None:  # the errors stay those that the file states
         return replace(report, verified=True)
     layers = []
     for one in report.layers:
@@ -495,17 +497,20 @@ def _loudness(tensors: Iterable[TensorInfo], checkpoint: Checkpoint, workers: in
 
 
 def _open(source: Source) -> Checkpoint:
+    _check_source(source)
+    return dense_view(from_tensors(source) if isinstance(source, Mapping) else open_checkpoint(Path(source)))
+
+
+def _check_source(source: Source) -> None:
+    """Whether it may be a checkpoint: also before the output is looked at, which is a lesser matter."""
     if isinstance(source, Mapping):
-        return dense_view(from_tensors(dict(source)))
-    path = Path(source)
+        return
+    if isinstance(source, nn.Module):
+        reason = f"expected a path or a dict of tensors, found the module {type(source).__name__}"
+        raise CheckpointError("the source", reason, hint="pass model.state_dict()")
     if not str(source):
-        raise CheckpointError(path, "is no name of a file", hint="an empty one stands for the folder that you are in")
-    _check_not_squeezed(path)
-    return dense_view(open_checkpoint(path))
-
-
-def _check_not_squeezed(path: Path) -> None:
-    if (squeezed := container.squeezed_at(path)) is not None:
+        raise CheckpointError(source, "is no name of a file", hint="an empty one stands for the folder that you are in")
+    if (squeezed := container.squeezed_at(Path(source))) is not None:
         raise CheckpointError(squeezed, "is squeezed already", hint="expand it first")
 
 
@@ -585,7 +590,7 @@ def _target_bytes(options: Mapping[str, Any], n_weights: int) -> int | None:
             else int(options["target_size"])
         )
     if "bits_per_weight" in options:
-        return int(options["bits_per_weight"] * n_weights / 8)
+        return int(min(options["bits_per_weight"] * n_weights / 8, float(sys.maxsize)))
     return None
 
 

@@ -84,7 +84,8 @@ def make(
     """Plan of a checkpoint.
 
     Args:
-        layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key.
+        layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key. A pattern
+            means all names of a tensor that has several.
         include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
         loudness: root mean squares of the matrices, where the level is to be searched for a size: then vectors may be
             coded too, and large and quiet matrices more coarsely. A matrix that is not in it has the level.
@@ -93,12 +94,14 @@ def make(
         ConfigError: a pattern that matches no tensor, or is no regular expression.
     """
     names = [info.name for info in tensors]
-    matches = {pattern: matching(pattern, names) for pattern in (*layers, *include, *exclude)}
+    matches = {pattern: set(matching(pattern, names)) for pattern in (*layers, *include, *exclude)}
     for pattern, found in matches.items():
         if not found:
             near = difflib.get_close_matches(pattern, names, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "inspect lists the names"
             raise ConfigError(f"pattern {pattern!r} matches no tensor", hint=hint)
+    first = {info.name: info.alias_of or info.name for info in tensors}
+    matches = {pattern: _with_ties(found, first) for pattern, found in matches.items()}
     overrides: dict[str, dict[str, Any]] = {}
     exact_last = sorted(layers, key=lambda pattern: pattern in names)
     for pattern in exact_last:
@@ -113,6 +116,12 @@ def make(
         VECTOR_LIMIT if loudness is not None else 0.0,
         _shares(tensors, loudness or {}),
     )
+
+
+def _with_ties(names: set[str], first: Mapping[str, str]) -> set[str]:
+    """Names with all others of the tensors that they name; `first` has the one that a tensor is stored under."""
+    meant = {first[name] for name in names}
+    return {name for name, stored in first.items() if stored in meant}
 
 
 def _shares(tensors: Sequence[TensorInfo], loudness: Mapping[str, float]) -> dict[str, float]:

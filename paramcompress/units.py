@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from .errors import ConfigError
 
@@ -16,15 +17,15 @@ def parse_size(size: int | str) -> int:
     Raises:
         ConfigError: not a number with a unit of `UNITS`, or negative.
 
-    >>> parse_size("3MB"), parse_size("1.5 KiB"), parse_size(400)
-    (3000000, 1536, 400)
+    >>> parse_size("3MB"), parse_size("1.5 KiB"), parse_size("1.001kB"), parse_size(400)
+    (3000000, 1536, 1001, 400)
     """
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", str(size))
     if isinstance(size, bool) or match is None or (match[2] or "b").lower() not in _BY_LOWER_CASE:
         raise ConfigError(
             f"{size!r} is not a size", hint=f"write a number and one of {', '.join(UNITS)}, such as 3MB or 400KiB"
         )
-    return int(float(match[1]) * _BY_LOWER_CASE[(match[2] or "b").lower()])
+    return int(Decimal(match[1]) * _BY_LOWER_CASE[(match[2] or "b").lower()])
 
 
 def format_size(n_bytes: int) -> str:

@@ -785,12 +785,6 @@ def test_the_tensor_is_named() -> None:
         assert caught.value.tensor in ("big", "model.big")
 
 
-def test_a_module_in_memory_is_told_apart() -> None:
-    with pytest.raises(CheckpointError) as caught:
-        from_tensors(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
-    assert "state_dict" in str(caught.value.hint)
-
-
 def test_files_without_checksums_are_read() -> None:
     torch.serialization.set_crc32_options(False)
     try:

@@ -59,9 +59,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def from_tensors(tensors: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint of a dict of tensors in memory, nested as it may be, with plain values beside them."""
-    if hasattr(tensors, "state_dict"):
-        reason = f"expected a dict of tensors, found the module {type(tensors).__name__}"
-        raise CheckpointError("the dict", reason, hint="pass model.state_dict()")
     encoder = Encoder("the dict")
     with quiet():
         node = encoder.encode(tensors if isinstance(tensors, dict) else dict(tensors))

@@ -17,7 +17,7 @@ Include = Annotated[
 Exclude = Annotated[list[str] | None, Option("--exclude", metavar="PATTERN", help="Keep these exact.")]
 Effort = Annotated[config.Effort | None, Option("--effort", help="Time spent on looking for fewer bytes.")]
 Device = Annotated[str | None, Option("--device", help="Where torch computes, such as cpu or cuda.")]
-Seed = Annotated[int | None, Option("--seed", min=0, help="Source of all randomness.")]
+Seed = Annotated[int | None, Option("--seed", min=0, max=2**63 - 1, help="Source of all randomness.")]
 Workers = Annotated[int | None, Option("--workers", min=1, metavar="N", help="Layers worked on at the same time.")]
 Builder = Annotated[
     str | None, Option("--model", metavar="PKG:FN", help="Function that builds the model (torch.nn.Module).")
