@@ -32,7 +32,7 @@ def sweep(
     """What a checkpoint would weigh at several limits on the relative error, in all and layer by layer.
 
     Every point is what `squeeze(…, max_rel_error=level, dry_run=True)` reports, so its size is that of the file that
-    squeezing would write. Errors are those that the file would state: measured, and rounded up to three digits.
+    squeezing would write. Errors are as measured; a file states them rounded up to three digits.
 
     Args:
         source: path of a checkpoint file or folder, or a dict of tensors, nested or not.

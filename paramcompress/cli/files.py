@@ -75,8 +75,8 @@ def squeeze(
         Path | None,
         Option(
             metavar="FILE",
-            help="Settings from a TOML file, overruled by the command line. Keys are the options with _ for -; "
-            "a table layers maps patterns to --set keys.",
+            help="Settings from a TOML file, overruled by the command line. Keys are the options with _ for -, "
+            "but for files and switches; a table layers maps patterns to --set keys.",
         ),
     ] = None,
     effort: Effort = None,
