@@ -206,8 +206,9 @@ class MetricFit:
         if apart == 1 or len(runs) == 0 or len(self.metric.columns) > 1:
             return self
         rows = (runs[:, None] * run + np.arange(run)).reshape(-1)
+        self.forget_coordinates()  # there is no room for two
         few = copy.copy(self)
-        few.rows, few.weight, few.target, few._last = rows, self.weight[rows], self.target[rows], None
+        few.rows, few.weight, few.target = rows, self.weight[rows], self.target[rows]
         few.layout = replace(self.layout, n_rows=len(rows))
         coupling = None if coupling is None else coupling[runs]
         few.metric = Metric(self.metric.rows[rows], self.metric.columns, coupling)
