@@ -264,9 +264,9 @@ class Job:
         """`error` with a size that can really be asked for: what is asked for is written into the file, too."""
         asked = error.smallest_bytes or 0
         if self.guided is not None and self.guided.model is not None:
-            job = self.guided.calibrated  # which this size may not allow to be fitted, as may have to be said
-            was_fitted = any(job.settled_by_rehearsal(info.name) for info in self.checkpoint.tensors)
-            job.forget_rehearsal()
+            calibrated = self.guided.calibrated
+            was_fitted = any(calibrated.settled_by_rehearsal(info.name) for info in self.checkpoint.tensors)
+            calibrated.forget_rehearsal()  # which this size may not allow, as may have to be said
             if was_fitted and NOT_FITTED not in self.about["notes"]:
                 self.about["notes"].append(NOT_FITTED)
         while True:
