@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from paramcompress import entropy
 from paramcompress.entropy import DEAD, Scales
+from paramcompress.jit import compiled
 from paramcompress.tokens import UNIT_CLASS
 from paramcompress.trellis import TRELLISES
 
@@ -37,6 +38,7 @@ PARTS = 8
 """Steps an octave, so that the next finer one is at most an eighth finer: 0.08 bits a number too fine in the mean."""
 CODES = range(-149 * PARTS, 124 * PARTS)
 """Of steps: about the range of float32."""
+_FINEST = CODES[0]
 MOST_POINT = 1 << 28
 """Size that a point stays below: residue and centre, which `entropy` has doubled, then fit 32 bits."""
 TRIED_PERIODS = 32
@@ -66,9 +68,8 @@ class Vector:
     def n_bytes(self) -> int:
         """What it adds to the stream, about: too much where most numbers are alike and a few are large, of which the
         coder learns."""
-        points = self.points.astype(np.float64)
-        centre = _centre(self.points)
-        return math.ceil((points.size * _bits(float(np.square(points - centre).mean())) + SIDE_BITS) / 8)
+        bits: float = _centre_and_bits(self.points)[1]
+        return math.ceil((len(self.points) * bits + SIDE_BITS) / 8)
 
     @property
     def record(self) -> bytes:
@@ -109,21 +110,36 @@ def quantise(values: NDArray[np.float32], limit: float) -> Vector | None:
     largest = norm / math.sqrt(exact.size) * (4 if limit > _LUCK else 1.5 * math.sqrt(12) * limit)
     if largest == 0:
         return None
-    for code in range(min(math.floor(PARTS * math.log2(largest)), CODES[-1]), CODES[0] - 1, -1):
-        points = np.rint(exact / step_of(code))
-        if np.abs(points).max() >= MOST_POINT:
-            return None
-        found = Vector(code, points.astype(np.int32))
-        if np.linalg.norm(exact - found.values) <= limit * norm:
-            return found
-    return None
+    points = np.empty(exact.shape, np.int32)
+    code = _coarsest(exact, (limit * norm) ** 2, min(math.floor(PARTS * math.log2(largest)), CODES[-1]), points)
+    return None if code < CODES[0] else Vector(code, points)
+
+
+@compiled
+def _coarsest(values: NDArray[np.float64], allowed: float, code: int, points: NDArray[np.int32]) -> int:
+    """The first step from `code` on that leaves at most that squared error, with its points; below CODES if none."""
+    while code >= _FINEST:
+        step = math.ldexp(1 + code % PARTS / PARTS, code // PARTS)  # step_of
+        left = allowed
+        for i in range(len(values)):
+            point = np.rint(values[i] / step)
+            if abs(point) >= MOST_POINT:
+                return _FINEST - 1
+            points[i] = point
+            left -= (values[i] - np.float32(point * step)) ** 2
+            if left < 0:
+                break
+        if left >= 0:
+            return code
+        code -= 1
+    return code
 
 
 def pack(records: Sequence[bytes | memoryview]) -> bytes:
     """One stream of all vectors, given by their records in the order of the file."""
     vectors = [Vector.of_record(record) for record in records]
     codes = np.array([one.code for one in vectors])
-    centres = np.array([_centre(one.points) for one in vectors])
+    centres = np.array([_centre_and_bits(one.points)[0] for one in vectors])
     groups = [
         np.stack([vectors[i].points - centres[i] for i in group])
         for group in _by_length([len(one.points) for one in vectors])
@@ -195,19 +211,28 @@ def _by_length(lengths: Sequence[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _centre(points: NDArray[np.int32]) -> int:
-    """The mean, rounded, where taking it off saves more bits than it costs; otherwise 0."""
-    mean = float(points.mean())
-    square = float(np.square(points, dtype=np.float64).mean())
-    centre = round(mean)
-    about = square - 2 * centre * mean + centre * centre
-    saved = len(points) * (_bits(square) - _bits(about))
-    return centre if saved > 2 * math.log2(1 + abs(centre)) + 2 else 0
+@compiled
+def _centre_and_bits(points: NDArray[np.int32]) -> tuple[int, float]:
+    """The mean, rounded, where taking it off saves more bits than it costs, otherwise 0; and the bits of a number then,
+    about."""
+    total = np.int64(0)
+    for point in points:
+        total += point
+    centre = np.rint(total / len(points))
+    square, off = 0.0, 0.0
+    for point in points:
+        square += np.float64(point) ** 2
+        off += (point - centre) ** 2
+    plain, about = _bits(square / len(points)), _bits(off / len(points))
+    if len(points) * (plain - about) > 2 * math.log2(1 + abs(centre)) + 2:
+        return int(centre), about
+    return 0, plain
 
 
+@compiled
 def _bits(square: float) -> float:
     """Of a number, rounded, of a Gaussian with that mean square."""
-    return 0.5 * math.log2(2 * math.pi * math.e * (max(square, 0.0) + 1 / 12))
+    return 0.5 * math.log2(2 * math.pi * math.e * (square + 1 / 12))
 
 
 def _classes(columns: NDArray[np.int32]) -> Scales:
