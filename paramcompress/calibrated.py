@@ -12,7 +12,7 @@ the two models (measured anew from a few hundred inputs they would be worse than
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,10 +30,10 @@ from paramcompress.compensation import PairSums
 from paramcompress.fit import Effort
 from paramcompress.inputs import UnknownCallError, is_known, products, weights_of
 from paramcompress.layer import Piece, Setting
-from paramcompress.lockstep import run_in_lockstep
+from paramcompress.lockstep import called_again, calls_of, run_in_lockstep
 from paramcompress.metric_fit import AT_ANY_PRICE, DAMPING, GRIDS, MetricFit
 from paramcompress.metric_space import Metric
-from paramcompress.modules import canonical_names, copied
+from paramcompress.modules import canonical_names, copied, for_one_run
 from paramcompress.moments import Moment, SecondMoments, of_trace_one
 from paramcompress.prices import BIT_WEIGHT, MSE_OF_STEP
 
@@ -66,6 +66,10 @@ is believed of small errors only: larger ones turn units on and off, and average
 LARGE, MET, MOST_AGAIN = 0.2, 0.01, 3
 """Weights with this share of all bytes that are still to come are tried again, so many times at most, until they have
 theirs to within that much: what comes after them could not make good for it."""
+TYPICAL = 0.95
+"""Overlap with all moments from which on those of first calls are taken for all."""
+MOST_RUNS = 8
+"""Runs of each model over all batches that modules called again may take together where first calls are not typical."""
 _STATISTICS, _AFFINE = ("running_mean", "running_var"), ("weight", "bias")
 """Vectors of a normalisation."""
 _LARGEST_CHANGE = 20.0
@@ -300,6 +304,13 @@ class _Rehearsal:
         self.job, self.first_aim, self.budget = job, aim, budget
         self.original, self.squeezed = original, squeezed
         self.names = canonical_names(original, job.weights)
+        self.batches: Sequence[Any] = ()
+        self.alone = original, squeezed
+        """The same tensors in modules that stop nowhere."""
+        self.again: set[str] = set()
+        """Modules that are called more than once in a run."""
+        self.mislead = False
+        """Whether first calls were not like all others, of a weight so far."""
 
     @property
     def aim(self) -> Aim:
@@ -311,24 +322,30 @@ class _Rehearsal:
     def run(self, batches: Sequence[Any]) -> None:
         modules = self.original.named_modules()
         stations = [path for path, module in modules if is_known(module) or _keeps_statistics(module)]
+        self.batches, self.alone = batches, (for_one_run(self.original), for_one_run(self.squeezed))
         with torch.no_grad(), every_module_called():
+            self.again = called_again(self.original, batches[0], 1, stations)
             run_in_lockstep((self.original, self.squeezed), batches, stations, self.meet)
 
     def meet(self, path: str, calls: list[tuple[Args, Args]]) -> None:
         """All batches are in front of a module: squeeze its weights, or move its statistics."""
         original, squeezed = self.original.get_submodule(path), self.squeezed.get_submodule(path)
         if _keeps_statistics(original):
-            self._normalisation(path, original, squeezed, calls)
+            every = list(self._every_call(path)) if path in self.again and self.mislead else []
+            self._normalisation(path, original, squeezed, every or calls)
             return
         try:
             sums = self._sums(path, original, squeezed, calls)
+            if path in self.again and not self._are_typical(path, original, sums):
+                self.mislead = True
+                sums = self._sums(path, original, squeezed, self._every_call(path))
         except UnknownCallError:
             sums = {}
         for weight in weights_of(original):
             self._weight(path, weight, sums.get(weight), original, squeezed)
 
     def _sums(
-        self, path: str, original: nn.Module, squeezed: nn.Module, calls: list[tuple[Args, Args]]
+        self, path: str, original: nn.Module, squeezed: nn.Module, calls: Iterable[tuple[Args, Args]]
     ) -> dict[str, PairSums]:
         """What goes into the weights of a module in both models, where it can be fitted to."""
         sums: dict[str, PairSums] = {}
@@ -343,6 +360,25 @@ class _Rehearsal:
                     one = sums.setdefault(mine.weight, PairSums())
                     one.add(mine.inputs, its.inputs, diagonal=moment.is_diagonal)
         return sums
+
+    def _every_call(self, path: str) -> Iterator[tuple[Args, Args]]:
+        """Calls of a module in both models as they are now, the first of a run and all that follow; of some of the
+        batches where there are many such modules."""
+        for at in range(0, len(self.batches), -(-len(self.again) // MOST_RUNS)):
+            mine, its = (calls_of(model, self.batches[at], at + 1, path) for model in self.alone)
+            if len(mine) == len(its):
+                yield from zip(mine, its, strict=True)
+
+    def _are_typical(self, path: str, module: nn.Module, sums: Mapping[str, PairSums]) -> bool:
+        """Whether the first calls of a module have inputs like all that were calibrated with. Those of a cell are its
+        first states, of a layer in a loop its first step."""
+        for weight in weights_of(module):
+            moment = self.job.moments.layers.get(self._name(path, weight))
+            if moment is None or moment.is_diagonal:
+                continue
+            if weight not in sums or _overlap(sums[weight].moment(moment).columns, moment.columns) < TYPICAL:
+                return False
+        return True
 
     def _name(self, path: str, weight: str) -> str:
         full = f"{path}.{weight}" if path else weight
@@ -557,6 +593,11 @@ def _highest_price(fit: MetricFit, excess: Any, price: float) -> Factors | None:
         if low and over / low < 1.01:
             break
     return None if best is None else best[1]
+
+
+def _overlap(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Cosine of the angle between two stacks of matrices."""
+    return float((one * other).sum() / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-300))
 
 
 def bias_beside(weight: str) -> str:

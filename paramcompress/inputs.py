@@ -225,6 +225,14 @@ def _reversed(padded: Tensor, lengths: Tensor) -> Tensor:
     return out
 
 
+def _cell(module: nn.RNNCellBase, input: Tensor, hx: Any = None) -> Iterator[Product]:
+    """One step. A state that is not given is all zeros, and says nothing of what later ones are like."""
+    yield Product("weight_ih", input.reshape(1, -1, module.input_size))
+    if hx is not None:
+        state = hx[0] if isinstance(hx, tuple | list) else hx
+        yield Product("weight_hh", state.reshape(1, -1, module.hidden_size))
+
+
 def _states_before(y: Any, start: Tensor | None, backwards: bool, batch_first: bool) -> Tensor:
     """What the recurrent weights saw: every state but the last, after the first one."""
     if isinstance(y, PackedSequence):
@@ -276,5 +284,6 @@ _TABLE: dict[Any, Callable[..., Iterator[Product]]] = {
     _TRANSPOSED: _transposed,
     nn.Embedding: _embedding,
     nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _cell,
     nn.MultiheadAttention: _attention,
 }

@@ -325,8 +325,8 @@ def _seen(tensor: Tensor, factors: codec.Factors, dtype: torch.dtype) -> tuple[m
 def _may_be_smaller_exact(tensor: Tensor, n_bytes: int) -> bool:
     """Whether weights may take fewer bytes exact than that, by two samples: weights that were quantised or pruned
     before have many equal ones, which is seen at once, and what they take exact is seen in a piece of them."""
-    sample = tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)]
-    if len(set(sample.tolist())) >= _DISTINCT * len(sample):
+    sample = tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)].float().numpy()
+    if len(np.unique(sample)) >= _DISTINCT * len(sample):
         return False
     raw = _raw(tensor)
     piece = raw[len(raw) // 2 // 8 * 8 :][:_PIECE_BYTES]

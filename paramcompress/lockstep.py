@@ -11,6 +11,7 @@ for the memory of what all batches have in hand at one place.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from paramcompress.calibration import run
-from paramcompress.calls import Args, noise, noise_of, set_noise
+from paramcompress.calls import Args, mapped, noise, noise_of, set_noise
 from paramcompress.modules import for_one_run
 
 Meeting = Callable[[str, list[tuple[Args, Args]]], None]
@@ -89,6 +90,38 @@ class _Runner:
         finally:
             self.done = True
             self._stopped.release()
+
+
+def called_again(model: nn.Module, batch: Any, number: int, paths: Sequence[str]) -> set[str]:
+    """Which of these modules a run of a model over a batch calls more than once."""
+    counts: Counter[str] = Counter()
+    alone = for_one_run(model)
+    for path in paths:
+        alone.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: counts.update((path,)))
+    _run_alone(alone, batch, number)
+    return {path for path, count in counts.items() if count > 1}
+
+
+def calls_of(model: nn.Module, batch: Any, number: int, path: str) -> list[Args]:
+    """Every call of a module in a run of a model, which has no stations, over a batch.
+
+    Raises:
+        CalibrationError: the model cannot be called with the batch.
+    """
+    found: list[Args] = []
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(mapped((args, kwargs), lambda one: one.detach().clone()))
+
+    alone = for_one_run(model)
+    alone.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+    _run_alone(alone, batch, number)
+    return found
+
+
+def _run_alone(model: nn.Module, batch: Any, number: int) -> None:
+    with noise_of(number), torch.no_grad():
+        run(model, batch, number)
 
 
 def run_in_lockstep(

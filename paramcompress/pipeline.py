@@ -233,8 +233,7 @@ def expand(
     Args:
         path: squeezed file.
         out: file or folder; its suffix decides the kind. Without it model.squeezed.safetensors gives
-            model.expanded.pt, or
-            whatever kind was squeezed, in the same folder.
+            model.expanded.pt, or whatever kind was squeezed, in the same folder.
         dtype: of floating-point tensors; their own where None.
         workers: threads.
 

@@ -222,6 +222,49 @@ def test_recurrent_layers_are_followed_as_the_module_runs_them(name: str) -> Non
         torch.testing.assert_close(one(between)[0], module(x)[0])
 
 
+CELLS: dict[str, tuple[type[nn.RNNCellBase], type[nn.RNNBase]]] = {
+    "rnn": (nn.RNNCell, nn.RNN),
+    "gru": (nn.GRUCell, nn.GRU),
+    "lstm": (nn.LSTMCell, nn.LSTM),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_in_a_loop_is_the_layer_that_it_stands_for(name: str) -> None:
+    """The oracle is torch's own recurrent layer. The first state is not given, and counts as nothing seen."""
+    cell, layer = (kind(4, 5) for kind in CELLS[name])
+    layer.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
+    x = inputs(6, 3, 4)
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Tensor) -> Tensor:
+            state, outputs = None, []
+            for step in x:
+                state = self.cell(step, state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+            return torch.stack(outputs)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x)[0]
+            return found
+
+    found, expected = (calibrate(one, [x]).layers for one in (Loop(), Whole()))
+    for weight, n_steps in (("weight_ih", 6), ("weight_hh", 5)):
+        mine, its = found[f"cell.{weight}"], expected[f"layer.{weight}_l0"]
+        np.testing.assert_allclose(mine.columns * n_steps / 6, its.columns, rtol=1e-5)
+        assert its.sensitivity is not None
+        np.testing.assert_allclose(mine.sensitivity, its.sensitivity, rtol=1e-4)
+
+
 def test_packed_sequences_leave_the_padding_out() -> None:
     module = nn.GRU(4, 5, num_layers=2, bidirectional=True).eval()
     x, lengths = inputs(6, 3, 4), [6, 4, 1]

@@ -21,13 +21,13 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import paramcompress
-from paramcompress import inputs
+from paramcompress import calibrated, inputs
 from paramcompress.calibration import calibrate
 from paramcompress.calls import mapped
 from paramcompress.errors import BudgetError, CalibrationError
 from paramcompress.guide import Guide
 from paramcompress.inputs import weights_of
-from paramcompress.lockstep import run_in_lockstep
+from paramcompress.lockstep import called_again, calls_of, run_in_lockstep
 from paramcompress.modules import canonical_names, check_model, copied, for_one_run
 from paramcompress.moments import SecondMoments
 from paramcompress.per_sample import GaussNewton
@@ -82,6 +82,88 @@ def test_models_that_draw_draw_the_same_in_both_models(tmp_path: Path) -> None:
     model.noisy = False
     found = [change(model, paramcompress.load_file(tmp_path / name), batches) for name in ("with", "without")]
     assert found[0] < found[1]
+
+
+class Steps(nn.Module):
+    """Three layers and a normalisation, step by step or all at once. What the first step sees is like no other."""
+
+    by_step = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(32, 48), nn.BatchNorm1d(48), nn.Linear(48, 24)
+
+    def layers(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(functional.relu(self.norm(self.first(x))))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.by_step:
+            return self.layers(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return torch.stack([self.layers(x[:, step]) for step in range(x.shape[1])], 1)
+
+
+def steps(n: int) -> Tensor:
+    x = torch.randn(n, 8, 6) @ torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
+    x[:, 0] = 0.01 * torch.randn(n, 32)
+    return x
+
+
+def test_a_layer_in_a_loop_is_fitted_to_all_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted to its first call, as of a sound that begins with silence, it would forget the others."""
+    model = Steps().eval()
+    batches = [steps(24) for _ in range(4)]
+    with torch.no_grad():
+        for x in batches:
+            model.norm.train()(model.first(x.flatten(0, 1)))
+    model.eval()
+    seen: list[int] = []
+    normalise = calibrated._Rehearsal._normalisation
+
+    def spy(self: Any, path: str, original: Any, squeezed: Any, calls: list[Any]) -> None:
+        seen.append(sum(len(mine[0][0]) for mine, _ in calls))
+        normalise(self, path, original, squeezed, calls)
+
+    monkeypatch.setattr(calibrated._Rehearsal, "_normalisation", spy)
+    found = []
+    for by_step in (True, False):
+        model.by_step = by_step
+        options = {"model": model, "batches": batches, "target_size": 2200, "force": True}
+        paramcompress.squeeze(model.state_dict(), tmp_path / "x", **options)
+        found.append(change(model, paramcompress.load_file(tmp_path / "x"), [steps(100)]))
+    assert found[0] < 1.3 * found[1]
+    assert set(seen) == {4 * 24 * 8}
+
+
+def test_first_calls_that_are_like_all_others_serve_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a net that is called with two images: no runs are made for the second."""
+    model = Steps().eval()
+    batches = [torch.randn(200, 2, 32) for _ in range(3)]
+    monkeypatch.setattr(calibrated, "calls_of", lambda *_: pytest.fail("a run for what is known"))
+    paramcompress.squeeze(model.state_dict(), tmp_path / "x", model=model, batches=batches, target_size=2200)
+
+
+def test_calls_are_found_as_they_were() -> None:
+    """In a run of their own: nothing is left behind, and what was changed in place since was another tensor."""
+
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.once, self.twice, self.state = nn.Linear(3, 3), nn.Linear(3, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.state += 1
+            y: Tensor = self.twice(x) + self.once(x)
+            x += 1
+            return y + self.twice(input=x)
+
+    model, x = Adds().eval(), torch.zeros(2, 3)
+    assert called_again(model, x, 1, ["", "once", "twice"]) == {"twice"}
+    (first, _), (_, second) = calls_of(model, x, 1, "twice")
+    assert torch.equal(first[0], torch.zeros(2, 3))
+    assert torch.equal(second["input"], torch.ones(2, 3))
+    assert model.state == 0
+    assert not model.twice._forward_pre_hooks
 
 
 def test_both_models_draw_what_belongs_to_the_batch() -> None:
