@@ -44,6 +44,7 @@ from paramcompress.per_sample import GaussNewton
 N_PROBES = 4
 """Random directions of the output, for each batch."""
 _NOT_NUMBERS = "holds NaN or Inf"
+_NOT_READ = "{}: its shape is not read as its module uses it; coded without data"
 
 
 def calibrate(
@@ -367,13 +368,16 @@ class _Gathered:
             if name in self.sums:
                 columns = self.sums[name] / self.counts[name]
                 if columns.shape[-1] != layout.n_columns or layout.n_rows % len(columns):
-                    self.notes.append(f"{name}: its shape is not read as its module uses it; coded without data")
+                    self.notes.append(_NOT_READ.format(name))
                     continue
             else:
                 columns = np.ones((1, layout.n_columns))
             rows = np.ones(layout.n_rows)
             if name in self.rows and name not in self.sums:
                 rows = self.rows[name] / self.row_counts[name]
+                if len(rows) != layout.n_rows:
+                    self.notes.append(_NOT_READ.format(name))
+                    continue
             heeded = sensitivity.get(name)
             if name in self.rows and name in self.sums:  # an embedding tied to an output: inputs of all kinds count
                 identity = np.ones(layout.n_columns)

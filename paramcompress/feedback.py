@@ -84,7 +84,8 @@ class Feeding:
         Raises numpy.linalg.LinAlgError for a metric that is not positive definite.
         """
         turned = np.linalg.cholesky(self.metric[:, ::-1, ::-1])
-        return np.ascontiguousarray(turned[:, ::-1, ::-1], np.float64)
+        # a copy of a single column, too: its strides would stay negative, which torch does not take
+        return np.array(turned[:, ::-1, ::-1], np.float64, order="C")
 
 
 @dataclass(frozen=True)

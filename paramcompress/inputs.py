@@ -94,6 +94,9 @@ def _linear(module: nn.Linear, input: Tensor) -> Iterator[Product]:
 
 def _convolution(module: Any, input: Tensor) -> Iterator[Product]:
     n_axes = len(module.kernel_size)
+    if module.out_channels == 1 < module.in_channels and module.groups == 1:
+        yield from _transposed(module, input)  # of one feature: `codec.Layout` reads the channels that go in as rows
+        return
     x = padded(module, input if input.dim() == n_axes + 2 else input[None])
     if not len(x):
         return

@@ -124,6 +124,34 @@ def test_rows_that_are_scaled_go_together_as_their_inputs_do() -> None:
     )
 
 
+@pytest.mark.parametrize("module", [nn.Conv1d(6, 1, 1), nn.Conv2d(6, 1, 1), nn.Conv2d(6, 1, 3, stride=3)])
+def test_a_convolution_of_one_feature_has_its_channels_for_rows(module: Any) -> None:
+    """As its weight is read. Exact for kernels of one number, and in the mean of all errors where windows tile."""
+    x = inputs(8, 6, *(9 for _ in module.kernel_size))
+    moment = calibrate(module, [x]).layers["weight"]
+    assert moment.coupling is not None
+    root = np.sqrt(moment.rows)
+    gram = moment.coupling[0] * root[:, None] * root
+    found, expected = 0.0, 0.0
+    for _ in range(1 if module.weight[0, 0].numel() == 1 else 200):
+        error = torch.randn(6, module.weight[0, 0].numel(), dtype=torch.float64)
+        given = functional_of(module)(x.double(), error.reshape(module.weight.shape), stride=module.stride)
+        found += float((gram * (error @ error.T).numpy()).sum())
+        expected += float(given.square().mean())
+    assert found == pytest.approx(expected, rel=1e-5 if module.weight[0, 0].numel() == 1 else 0.2)
+
+
+def test_a_weight_that_is_read_otherwise_is_named() -> None:
+    """A kernel wider than 16 is taken for a stack of matrices."""
+    moments = calibrate(nn.Conv2d(3, 1, (2, 20)), [inputs(2, 3, 4, 30)])
+    assert not moments.layers
+    assert moments.notes == ("weight: its shape is not read as its module uses it; coded without data",)
+
+
+def functional_of(module: Any) -> Callable[..., Tensor]:
+    return nn.functional.conv1d if len(module.kernel_size) == 1 else nn.functional.conv2d
+
+
 def test_a_linear_layer_whose_weight_is_turned_is_known_by_its_name() -> None:
     class Conv1D(nn.Module):
         """As in transformers: x @ weight + bias."""

@@ -135,6 +135,21 @@ def test_a_layer_in_a_loop_is_fitted_to_all_its_calls(tmp_path: Path, monkeypatc
     assert set(seen) == {4 * 24 * 8}
 
 
+@pytest.mark.parametrize("outwards", [True, False])
+def test_a_layer_of_a_single_number(outwards: bool, tmp_path: Path) -> None:
+    """As time goes into a net, or a score comes out: a metric of one column, and a convolution of one feature."""
+    sides = (1, 8) if outwards else (8, 1)
+    model = nn.Sequential(
+        nn.Conv1d(sides[0], 64, 1), nn.ReLU(), nn.Conv1d(64, 64, 3), nn.ReLU(), nn.Conv1d(64, sides[1], 1)
+    )
+    batches = [torch.randn(32, sides[0], 9) for _ in range(3)]
+    options = {"model": model, "batches": batches, "target_size": 4000}
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "x", **options)
+    assert all(one.output_error is not None for one in report.layers if one.name.endswith("weight"))
+    assert not any("without data" in note for note in report.notes)
+    assert change(model, paramcompress.load_file(tmp_path / "x"), [torch.randn(100, sides[0], 9)]) < 0.05
+
+
 def test_first_calls_that_are_like_all_others_serve_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a net that is called with two images: no runs are made for the second."""
     model = Steps().eval()
