@@ -356,6 +356,8 @@ class _Rehearsal:
                 moment = self.job.moments.layers.get(self._name(path, mine.weight))
                 if moment is None or mine.inputs is None or its.inputs is None:
                     continue
+                if mine.inputs.shape[-1] != moment.columns.shape[-1]:  # rows are of single channels, outputs of all
+                    continue
                 if mine.inputs.numel():
                     one = sums.setdefault(mine.weight, PairSums())
                     one.add(mine.inputs, its.inputs, diagonal=moment.is_diagonal)

@@ -245,7 +245,7 @@ class _Gathered:
                     continue
                 self.shapes[name] = tuple(module.get_parameter(weight).shape)
                 if inputs is not None:
-                    self._add(path, name, inputs)
+                    self._add(path, name, _as_read(inputs, self.shapes[name]))
                 elif (given := rows if scales is None else scales.double().square()) is not None:
                     self.rows[name] = self.rows.get(name, 0.0) + _total(path, given, 0)
                     self.row_counts[name] = self.row_counts.get(name, 0) + len(given)
@@ -273,7 +273,7 @@ class _Gathered:
                 self.scatter.setdefault(name, Scatter()).add(products / count, total / count)
 
     def _has_matrix(self, name: str) -> bool:
-        is_matrix = name in self.sums and self.sums[name].ndim == 3
+        is_matrix = name in self.sums and self.sums[name].ndim == 3 and not _is_stack(self.shapes[name])
         return is_matrix and name not in self.rows and name not in self.left_out
 
     def follow_columns(self, name: str, gradient: NDArray[np.float64]) -> None:
@@ -346,7 +346,7 @@ class _Gathered:
         """
         for name, shift in self.shifts.items():
             is_known = {name, shift.name} <= gradients.keys() and name in self.totals and name not in self.left_out
-            if not is_known or name in self.repeated or name in self.rows:
+            if not is_known or name in self.repeated or name in self.rows or _is_stack(self.shapes[name]):
                 continue
             means = self.totals[name] / self.counts[name]
             layout = Layout.of(self.shapes[name])
@@ -398,6 +398,17 @@ class _Gathered:
             if name in self.gauss_newton:
                 layers[name].gauss_newton, layers[name].gauss_newton_noise = self.gauss_newton[name].found()
         return layers, {name: self.shapes[name] for name in layers}
+
+
+def _is_stack(shape: tuple[int, ...]) -> bool:
+    """Whether the weight of a long convolution is read with a row for each pair of channels."""
+    return len(shape) == 3 and Layout.of(shape).n_rows == shape[0] * shape[1] > shape[0]
+
+
+def _as_read(inputs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inputs as the rows of a weight are read to see them: channel by channel where a row has but one."""
+    is_by_channel = _is_stack(shape) and inputs.shape[-1] == shape[1] * shape[2]
+    return inputs.reshape(1, -1, shape[2]) if is_by_channel else inputs
 
 
 def _kind_of(module: nn.Module) -> str:

@@ -141,6 +141,24 @@ def test_a_convolution_of_one_feature_has_its_channels_for_rows(module: Any) -> 
     assert found == pytest.approx(expected, rel=1e-5 if module.weight[0, 0].numel() == 1 else 0.2)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_long_convolution_has_a_row_for_each_pair_of_channels(groups: int) -> None:
+    """As its weight is read. Its rows see the windows of all channels, one at a time."""
+    module, x = nn.Conv1d(4, 6, 20, groups=groups), inputs(3, 4, 50)
+    moment = calibrate(module, [x], n_probes=2000).layers["weight"]
+    windows = x.unfold(2, 20, 1).reshape(-1, 20).double()
+    np.testing.assert_allclose(moment.columns[0], windows.T @ windows / len(windows), rtol=1e-5)
+    gradients = torch.autograd.functional.jacobian(
+        lambda weight: nn.functional.conv1d(x, weight, module.bias, groups=groups), module.weight
+    )
+    energy = float(module(x).detach().square().sum())
+    exact = gradients.square().sum((0, 1, 2, 5)).reshape(-1) / energy
+    assert moment.sensitivity is not None
+    np.testing.assert_allclose(moment.sensitivity, exact, rtol=0.15)
+    assert moment.means is None
+    assert moment.gauss_newton is None
+
+
 def test_a_weight_that_is_read_otherwise_is_named() -> None:
     """A kernel wider than 16 is taken for a stack of matrices."""
     moments = calibrate(nn.Conv2d(3, 1, (2, 20)), [inputs(2, 3, 4, 30)])

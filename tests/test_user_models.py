@@ -150,6 +150,24 @@ def test_a_layer_of_a_single_number(outwards: bool, tmp_path: Path) -> None:
     assert change(model, paramcompress.load_file(tmp_path / "x"), [torch.randn(100, sides[0], 9)]) < 0.05
 
 
+def test_long_convolutions_have_data(tmp_path: Path) -> None:
+    """As of sound: kernels of more than 16 steps are read as a stack of matrices."""
+    model = nn.Sequential(
+        nn.Conv1d(2, 16, 40), nn.ReLU(), nn.Conv1d(16, 16, 40), nn.ReLU(), nn.Conv1d(16, 4, 20)
+    ).eval()
+    kernel = torch.hann_window(15)[None, None]
+
+    def sounds(n: int) -> Tensor:
+        return functional.conv1d(torch.randn(2 * n, 1, 200), kernel).reshape(n, 2, -1)
+
+    options = {"model": model, "batches": [sounds(16) for _ in range(4)]}
+    report = paramcompress.squeeze(model.state_dict(), tmp_path / "with", target_size=3000, **options)
+    paramcompress.squeeze(model.state_dict(), tmp_path / "without", target_size=3000)
+    assert not any("without data" in note for note in report.notes)
+    found = [change(model, paramcompress.load_file(tmp_path / name), [sounds(64)]) for name in ("with", "without")]
+    assert found[0] < 0.5 * found[1]
+
+
 def test_first_calls_that_are_like_all_others_serve_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a net that is called with two images: no runs are made for the second."""
     model = Steps().eval()
