@@ -204,6 +204,14 @@ def test_sections_add_up_to_the_file(squeezed: Path) -> None:
     assert index < 1500
 
 
+def test_every_kind_of_bytes_has_a_colour(squeezed: Path) -> None:
+    """In both schemes, and a class that fills with it; what has none is black."""
+    style = (Path(anatomy.__file__).parent / "pages" / "style.css").read_text(encoding="utf-8")
+    for place in range(len(anatomy.examine(squeezed).sections)):
+        assert style.count(f"--part{place}: #") == 2
+        assert f".part{place} {{ fill: var(--part{place}); }}" in style
+
+
 def test_sections_of_a_stream_add_up_and_are_what_is_in_it(squeezed: Path) -> None:
     with Reader(squeezed) as reader:
         for name, entry in reader.entries.items():
