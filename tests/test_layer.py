@@ -291,6 +291,31 @@ def test_structure_is_found_and_pays(rng: np.random.Generator) -> None:
         assert len(free.stream) < 0.8 * len(plain.stream)
 
 
+@pytest.mark.parametrize("effort", ["fast", "default"])
+def test_regression_a_dead_input_channel_does_not_hide_structure(effort: str, rng: np.random.Generator) -> None:
+    """Not even the first, where a sample had room for one."""
+    kernels = smooth_kernels(rng, 512, 16, 3, 3)
+    found = []
+    for n_dead in (0, 1):
+        weight = kernels.clone()
+        weight[:, :n_dead] = 0
+        found.append(squeeze_one(weight, 0.05, effort)[0].entry)
+    assert found[1].dictionary == found[0].dictionary != "none"
+    assert found[1].n_bytes < found[0].n_bytes
+
+
+def test_as_many_directions_as_pay(rng: np.random.Generator) -> None:
+    """Also where these are a good part of all; where theory takes too many, half of them."""
+    strong = low_rank(rng, 400, 300, 100) + 0.02 * gaussian(rng, 400, 300)
+    entries = [squeeze_one(strong, 0.05, "default", **choice)[0].entry for choice in ({}, {"rank": 32})]
+    assert 64 < entries[0].rank <= 128
+    assert entries[0].n_bytes < 0.8 * entries[1].n_bytes
+    left, right = (np.linalg.qr(rng.standard_normal((n, 256)))[0] for n in (360, 256))
+    falling = torch.from_numpy(left * (np.exp(-np.arange(256) / 32) + 0.01) @ right.T).float()
+    sizes = [squeeze_one(falling, 0.03, "default", **choice)[0].entry.n_bytes for choice in ({}, {"rank": 128})]
+    assert sizes[0] < 0.96 * sizes[1]
+
+
 def test_a_rank_that_cannot_hold_the_limit_says_so(rng: np.random.Generator) -> None:
     with pytest.raises(BudgetError, match="tensor 'w'") as caught:
         squeeze_one(low_rank(rng, 60, 50, 20), 0.05, "default", rank=2, density=0.0)

@@ -31,16 +31,16 @@ from paramcompress.trellis import TRELLISES
 ATOM_NOISE = 1.2
 """Squared error of coefficients and scaled atoms / mean square of the residual they leave: what they miss, S makes
 good."""
-SPECTRUM = (8, 16, 32)
+SPECTRUM = (8, 16, 32, 64, 128, 256)
 """Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
+FEW = 32
+"""Ranks up to which the bits that theory promises are about right; beyond, half as many may be better."""
 WIDE = 96
 """Shorter side from which on the second of these is where it begins: fewer are rarely enough there."""
 LEAST_LOW_RANK = 2048
 """Weights below which low rank is not looked for."""
 LEAST_GAIN = 0.01
 """Share of the layer's bits that low rank has to promise before it is tried."""
-LEAST_SHARE = 0.002
-"""The same of the largest direction alone: where it is less, all of them together rarely come to LEAST_GAIN."""
 _EXCESS = 0.25
 """Bits of a number that a scalar quantiser and its coder need beyond the rate-distortion function."""
 _ENERGY_ROWS = 32
@@ -78,8 +78,7 @@ def low_ranks(
         ranks = {min(rank, smaller)}
         atoms, coefficients, values = factors(rank)
     else:
-        gain = _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target, bits)
-        if gain <= LEAST_SHARE * bits:
+        if _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target, bits) <= 0:
             return
         energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
@@ -90,7 +89,7 @@ def low_ranks(
                 break
         if gain <= LEAST_GAIN * bits:
             return
-        ranks = {best, best // 2} - {0} if thorough else {best}
+        ranks = {best, best // 2} - {0} if thorough or best > FEW else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
     for r in sorted(ranks, reverse=True):
         left = max(energy - float(np.square(values[:r]).sum()), 0.0) / weight.size

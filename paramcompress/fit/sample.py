@@ -14,6 +14,9 @@ from paramcompress.jit import compiled
 
 MOST_ROWS = 256
 """Rows that a sample has, where the matrix has as many; the rest of its size is columns."""
+LEAST_KERNELS, LEAST_ROWS = 8, 32
+"""Kernels of each row, even if that leaves fewer rows: the first input channel alone may well be dead. Then rows, even
+if that makes the sample larger."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,10 @@ def sample_of(n_rows: int, n_columns: int, size: int, period: int) -> tuple[NDAr
     """Rows and columns of a sample; most layers of a network share a few shapes."""
     if n_rows * n_columns <= 2 * size:
         return np.arange(n_rows), np.arange(n_columns)
-    rows = spread(n_rows, max(round(n_rows * math.sqrt(size / (n_rows * n_columns))), min(n_rows, MOST_ROWS)))
-    kernels = spread(n_columns // period, max(1, size // (period * len(rows))))
+    n_kernels = min(n_columns // period, LEAST_KERNELS)
+    n_sampled = max(round(n_rows * math.sqrt(size / (n_rows * n_columns))), min(n_rows, MOST_ROWS))
+    rows = spread(n_rows, max(min(n_sampled, size // (period * n_kernels)), LEAST_ROWS))
+    kernels = spread(n_columns // period, max(n_kernels, size // (period * len(rows))))
     return rows, (kernels[:, None] * period + np.arange(period)).reshape(-1)
 
 
