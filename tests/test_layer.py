@@ -306,7 +306,7 @@ def test_regression_a_dead_input_channel_does_not_hide_structure(effort: str, rn
 
 def test_as_many_directions_as_pay(rng: np.random.Generator) -> None:
     """Also where these are a good part of all; where theory takes too many, half of them."""
-    strong = low_rank(rng, 400, 300, 100) + 0.02 * gaussian(rng, 400, 300)
+    strong = low_rank(rng, 400, 300, 100)
     entries = [squeeze_one(strong, 0.05, "default", **choice)[0].entry for choice in ({}, {"rank": 32})]
     assert 64 < entries[0].rank <= 128
     assert entries[0].n_bytes < 0.8 * entries[1].n_bytes
@@ -314,6 +314,13 @@ def test_as_many_directions_as_pay(rng: np.random.Generator) -> None:
     falling = torch.from_numpy(left * (np.exp(-np.arange(256) / 32) + 0.01) @ right.T).float()
     sizes = [squeeze_one(falling, 0.03, "default", **choice)[0].entry.n_bytes for choice in ({}, {"rank": 128})]
     assert sizes[0] < 0.96 * sizes[1]
+
+
+def test_regression_a_few_loud_features_have_directions_in_common(rng: np.random.Generator) -> None:
+    """Also where the features from which energies are measured are quiet ones."""
+    weight = 1e-3 * gaussian(rng, 2000, 100)
+    weight[5::20] = low_rank(rng, 100, 100, 5, noise=0.1)
+    assert squeeze_one(weight, 0.05, "default")[0].entry.rank >= 4
 
 
 def test_a_rank_that_cannot_hold_the_limit_says_so(rng: np.random.Generator) -> None:

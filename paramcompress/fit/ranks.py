@@ -1,8 +1,8 @@
 """Low rank by rate and distortion: how many directions of a layer pay for their two vectors, and these in integers.
 
 A direction pays when the bits that it takes off the rest of the layer exceed the bits of its atom and coefficients.
-First the largest one alone is asked, by power iteration, since in most layers not even that one pays; only then is
-the layer decomposed.
+In wide layers the largest one alone is asked first, by power iteration, since in most not even that one pays; only
+then are they decomposed.
 
 Shapes: W (n_out, n_in * K), D (n_in * K, r), C (n_out, r).
 """
@@ -34,13 +34,15 @@ good."""
 SPECTRUM = (8, 16, 32, 64, 128, 256)
 """Singular values looked at; more only where all of these pay. The last is the largest rank that is chosen unasked."""
 FEW = 32
-"""Ranks up to which the bits that theory promises are about right; beyond, half as many may be better."""
+"""Directions, up to which what theory promises is about right, if they are less than a quarter of all. Where it says
+more, half as many are tried, too."""
 WIDE = 96
 """Shorter side from which on the second of these is where it begins: fewer are rarely enough there."""
 LEAST_LOW_RANK = 2048
 """Weights below which low rank is not looked for."""
-LEAST_GAIN = 0.01
-"""Share of the layer's bits that low rank has to promise before it is tried."""
+ASKED_ALONE = 32
+"""Shorter side from which on the largest direction has to pay before more of them are found. Below, that is done as
+soon, and a few directions may pay where one does not."""
 _EXCESS = 0.25
 """Bits of a number that a scalar quantiser and its coder need beyond the rate-distortion function."""
 _ENERGY_ROWS = 32
@@ -78,7 +80,8 @@ def low_ranks(
         ranks = {min(rank, smaller)}
         atoms, coefficients, values = factors(rank)
     else:
-        if _largest_gain(weight, spread(len(weight), _ENERGY_ROWS), transform.inverse, target, bits) <= 0:
+        some_rows = spread(len(weight), _ENERGY_ROWS)
+        if smaller > ASKED_ALONE and _largest_gain(weight, some_rows, transform.inverse, target, bits) <= 0:
             return
         energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
@@ -87,9 +90,9 @@ def low_ranks(
             best, gain = _best_rank(values, directions, energies, len(weight), target, bits)
             if best < min(n_looked_at, smaller):
                 break
-        if gain <= LEAST_GAIN * bits:
+        if gain <= 0:
             return
-        ranks = {best, best // 2} - {0} if thorough or best > FEW else {best}
+        ranks = {best, best // 2} - {0} if thorough or best > min(FEW, smaller // 4) else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
     for r in sorted(ranks, reverse=True):
         left = max(energy - float(np.square(values[:r]).sum()), 0.0) / weight.size
@@ -118,7 +121,10 @@ def _largest_gain(weight, some_rows, inverse, target, bits):
     x = np.empty((n_columns, len(some_rows)), np.float32)
     turn(some, inverse, x)
     energies = mean_squares(x)
-    value, atom = _largest(weight)
+    of_rows = mean_squares(weight)
+    if energies.sum() > 0:  # in most rows there may be next to nothing
+        energies *= of_rows.mean() / energies.mean()
+    value, atom = _largest(weight, of_rows)
     value *= np.sqrt(_POWER_MARGIN)
     direction = np.empty((n_columns, 1), np.float32)
     turn((atom * np.float32(value)).reshape(1, -1), inverse, direction)
@@ -126,10 +132,9 @@ def _largest_gain(weight, some_rows, inverse, target, bits):
 
 
 @compiled_sums
-def _largest(weight):
+def _largest(weight, energies):
     """About the largest singular value and its right singular vector, by power iteration from the loudest row on. Both
-    are zero where all of the weight is."""
-    energies = mean_squares(weight)
+    are zero where all of the weight is. energies: (n_rows,) mean squares."""
     loudest = np.argmax(energies)
     vector = np.zeros(weight.shape[1], np.float32)
     if energies[loudest] == 0:
@@ -176,8 +181,8 @@ def mean_squares(x):
 def _best_rank(values, directions, energies, n, target, bits):
     """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
 
-    It is right for layers like noise. Many others take fewer bits than it says, and then save less, too: by the same
-    share.
+    It is right for layers like noise. Many others take fewer bits than it says, and then save less, too, and their
+    directions cost less: all by the same share.
 
     Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n /
     2 log2 of their ratio, down to the target. The n + m numbers of a direction, quantised with the noise of
@@ -205,7 +210,7 @@ def _best_rank(values, directions, energies, n, target, bits):
         for k in (n, m):
             cost += k / 2 * np.log2(1 + np.float64(values[r]) ** 2 / (k * noise)) + 0.7 * k
         added = n * m / 2 * np.log2(1 + ATOM_NOISE * (r + 1) * (n + m) / (n * m))
-        gain = share * (n / 2 * saved - added) - cost
+        gain = share * (n / 2 * saved - added - cost)
         if gain > best_gain:
             best, best_gain = r + 1, gain
     return best, best_gain
