@@ -319,7 +319,7 @@ def test_as_many_directions_as_pay(rng: np.random.Generator) -> None:
 def test_regression_a_few_loud_features_have_directions_in_common(rng: np.random.Generator) -> None:
     """Also where the features from which energies are measured are quiet ones."""
     weight = 1e-3 * gaussian(rng, 2000, 100)
-    weight[5::20] = low_rank(rng, 100, 100, 5, noise=0.1)
+    weight[1::20] = low_rank(rng, 100, 100, 5, noise=0.1)
     assert squeeze_one(weight, 0.05, "default")[0].entry.rank >= 4
 
 
