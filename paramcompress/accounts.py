@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paramcompress import metrics, plan
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.checkpoint.records import torch_dtype
-from paramcompress.codec import FACTORED
+from paramcompress.codec import EXACT, FACTORED
 from paramcompress.container import Entry
 from paramcompress.layer import FLOATS
 from paramcompress.records import LayerReport, Progress
+from paramcompress.units import format_size
 from paramcompress.vectors import VECTOR
+
+FLAT_SHARE = 0.25
+"""Of a file's bytes, from which on exact long vectors are noted."""
 
 
 def info_of(entry: Entry, dtype: str | None) -> TensorInfo:
@@ -54,7 +58,7 @@ def layer_report(
     )
 
 
-def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: bool = False) -> tuple[str, ...]:
+def notes_of(about: Mapping[str, Any], layers: Sequence[LayerReport], *, moved: bool = False) -> tuple[str, ...]:
     """Notes of the checkpoint, and what a report shall say of vectors; `moved` where they were, to make good."""
     coarse = [
         one for one in layers if one.codec in (FACTORED, VECTOR) and not plan.is_matrix(one.shape) and one.rel_error > 0
@@ -65,7 +69,23 @@ def notes_of(about: Mapping[str, Any], layers: Iterable[LayerReport], *, moved: 
         how = "with relative errors" if not moved else "and moved to make good for what layers lost, by relative errors"
         vectors = "1 vector is" if len(coarse) == 1 else f"{len(coarse)} vectors are"
         notes.append(f"{vectors} coded too, {how} up to {worst:.3g}")
+    notes += _flat_weights(about, layers)
     return tuple(notes)
+
+
+def _flat_weights(about: Mapping[str, Any], layers: Sequence[LayerReport]) -> list[str]:
+    """A note of vectors that stay exact and are a good part of the file, where nobody asked for that."""
+    settings = about.get("settings", {})
+    if "include" in settings or "exclude" in settings or settings.get("max_rel_error") == 0:
+        return []
+    long = plan.long_vectors([TensorInfo(one.name, one.dtype, one.shape, one.tied_to) for one in layers])
+    flat = sorted((one for one in layers if one.name in long and one.codec == EXACT), key=lambda one: -one.bytes_after)
+    n_bytes = sum(one.bytes_after for one in flat)
+    if n_bytes <= FLAT_SHARE * sum(one.bytes_after for one in layers):
+        return []
+    vectors = "1 long vector stays" if len(flat) == 1 else f"{len(flat)} long vectors stay"
+    remedy = f"--set '{flat[0].name}:max_rel_error={plan.DEFAULT_MAX_REL_ERROR}'"
+    return [f"{vectors} exact, with {format_size(n_bytes)} of the file; where these are weights, kept flat: {remedy}"]
 
 
 def counter(infos: Sequence[TensorInfo], progress: Progress | None) -> Callable[[TensorInfo], None]:

@@ -481,17 +481,20 @@ def _verify(file: Path, original: Checkpoint | None, report: Report, workers: in
 # ------------------------------------------------------------------------------------------- helpers
 
 
-def _loudness(tensors: Iterable[TensorInfo], checkpoint: Checkpoint, workers: int) -> dict[str, float]:
-    """Root mean square of every matrix of finite numbers, by name."""
+def _loudness(tensors: Sequence[TensorInfo], checkpoint: Checkpoint, workers: int) -> dict[str, float]:
+    """Root mean square of every matrix and long vector of finite numbers, by name."""
 
     def measure(info: TensorInfo) -> tuple[str, float]:
         heap.make_room(info.n_bytes)
         norm = metrics.survey(checkpoint.load(info.name)).norm
         return info.name, norm / math.sqrt(max(n_weights_of(info), 1))
 
-    matrices = (info for info in tensors if plan.is_matrix(info.shape) and info.dtype in layer.FLOATS)
+    long = plan.long_vectors(tensors)
+    sizable = (
+        info for info in tensors if (plan.is_matrix(info.shape) or info.name in long) and info.dtype in layer.FLOATS
+    )
     return {
-        name: rms for name, rms in in_order(measure, matrices, workers, lambda info: info.n_bytes) if math.isfinite(rms)
+        name: rms for name, rms in in_order(measure, sizable, workers, lambda info: info.n_bytes) if math.isfinite(rms)
     }
 
 

@@ -23,6 +23,8 @@ DEFAULT_MAX_REL_ERROR = 0.03
 """Where no target is given; docs/defaults.md has the measurements."""
 VECTOR_LIMIT = 1e-3
 """Relative error of vectors when the target is a size."""
+LONG, LONG_SHARE = 4096, 0.005
+"""Numbers, and share of all, from which on a vector must be weights that some library keeps flat."""
 SIZE_POWER, LOUDNESS_POWER = 0.125, -0.5
 """Under a size target, the relative error allowed in a matrix grows with these powers of its number of weights and of
 their root mean square. 0.5 and 0 would make the sum of relative squares least, 0 and -1 that of squares; half way
@@ -46,6 +48,8 @@ class Plan:
     """0 keeps vectors exact."""
     shares: Mapping[str, float]
     """Of the level, for matrices; 1 where nothing is said."""
+    long: frozenset[str] = frozenset()
+    """Vectors that the level is for, as for matrices."""
 
     def setting(self, info: TensorInfo, level: float) -> Setting:
         """What is done to one tensor at that level."""
@@ -58,7 +62,8 @@ class Plan:
         if override.max_rel_error is not None:
             return Setting(override.max_rel_error, choice, is_variance=as_variance)
         share = self.shares.get(info.name, 1.0)
-        limit = min(level * share, 1.0) if is_matrix(info.shape) else min(self.vector_limit, level)
+        has_level = is_matrix(info.shape) or info.name in self.long
+        limit = min(level * share, 1.0) if has_level else min(self.vector_limit, level)
         if choice != Choice() and limit == 0:
             limit = level
         return Setting(limit, choice, firm=not by_hand, is_variance=as_variance)
@@ -71,6 +76,13 @@ def is_matrix(shape: tuple[int, ...]) -> bool:
     (True, False, False)
     """
     return len(shape) == 2 or (len(shape) > 2 and sum(n > 1 for n in shape) > 1)
+
+
+def long_vectors(tensors: Sequence[TensorInfo]) -> frozenset[str]:
+    """Names of the vectors that are a good part of a checkpoint, as no biases and scales are."""
+    sizes = {info.name: math.prod(info.shape) for info in tensors if info.dtype in FLOATS and info.alias_of is None}
+    least = max(LONG, LONG_SHARE * sum(sizes.values()))
+    return frozenset(info.name for info in tensors if sizes.get(info.name, 0) >= least and not is_matrix(info.shape))
 
 
 def make(
@@ -87,8 +99,8 @@ def make(
         layers: pattern to overrides; an exact name beats patterns, among these the later wins, key by key. A pattern
             means all names of a tensor that has several.
         include, exclude: patterns; without include all tensors are squeezed, exclude takes away from what include gave.
-        loudness: root mean squares of the matrices, where the level is to be searched for a size: then vectors may be
-            coded too, and large and quiet matrices more coarsely. A matrix that is not in it has the level.
+        loudness: root mean squares of the matrices and long vectors, where the level is to be searched for a size: then
+            vectors may be coded too, and large and quiet matrices more coarsely. What is not in it has the level.
 
     Raises:
         ConfigError: a pattern that matches no tensor, or is no regular expression.
@@ -115,6 +127,7 @@ def make(
         frozenset(squeezed),
         VECTOR_LIMIT if loudness is not None else 0.0,
         _shares(tensors, loudness or {}),
+        frozenset() if loudness is None else long_vectors(tensors),
     )
 
 
@@ -125,11 +138,11 @@ def _with_ties(names: set[str], first: Mapping[str, str]) -> set[str]:
 
 
 def _shares(tensors: Sequence[TensorInfo], loudness: Mapping[str, float]) -> dict[str, float]:
-    """Of the level, for every matrix whose loudness is known; their geometric mean is about 1."""
+    """Of the level, for all whose loudness is known; their geometric mean is about 1."""
     logs = {
         info.name: SIZE_POWER * math.log(math.prod(info.shape)) + LOUDNESS_POWER * math.log(loudness[info.name])
         for info in tensors
-        if is_matrix(info.shape) and loudness.get(info.name, 0) > 0
+        if loudness.get(info.name, 0) > 0
     }
     mean = sum(logs.values()) / max(len(logs), 1)
     return {name: min(max(math.exp(log - mean), 1 / FARTHEST_SHARE), FARTHEST_SHARE) for name, log in logs.items()}
@@ -211,7 +224,7 @@ def impossible(target_bytes: int, smallest: int) -> BudgetError:
     return BudgetError(
         f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
         smallest_bytes=smallest,
-        hint=f"ask for at least {smallest:,} bytes, or exclude nothing from squeezing",
+        hint=f"ask for at least {smallest:,} bytes, or let more be squeezed; inspect shows what takes the bytes",
     )
 
 

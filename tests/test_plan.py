@@ -83,6 +83,25 @@ def test_for_a_size_large_and_quiet_matrices_are_coarser() -> None:
     assert product == pytest.approx(0.1**3), "the level is what a matrix of average size and loudness may have"
 
 
+def test_regression_weights_that_are_kept_flat_share_a_size() -> None:
+    """As matrices do; but not biases, which are long in a large model only, and not where an error was asked for."""
+    tensors = [
+        TensorInfo("flat", "float32", (50_000,)),
+        TensorInfo("matrix", "float32", (1000, 1000)),
+        TensorInfo("bias", "float32", (5_000,)),
+        TensorInfo("short", "float32", (1_000,)),
+        TensorInfo("tokens", "int64", (60_000,)),
+        TensorInfo("tied", "float32", (50_000,), "flat"),
+    ]
+    assert plan.long_vectors(tensors) == {"flat"}
+    made = make(tensors, {}, [], [], loudness={"flat": 0.5, "matrix": 1.0})
+    found = {info.name: made.setting(info, 0.1).limit for info in tensors}
+    assert found["flat"] / found["matrix"] == pytest.approx(2**0.5 * 20**-0.125)
+    assert (found["bias"], found["short"], found["tokens"]) == (1e-3, 1e-3, 0)
+    assert make(tensors, {}, [], []).setting(tensors[0], 0.1).limit == 0
+    assert plan.long_vectors([*tensors[2:4], TensorInfo("fc", "float32", (100, 100))]) == {"bias"}
+
+
 def test_no_matrix_is_more_than_eight_times_from_the_level() -> None:
     found = limits(loudness={"conv1.weight": 1e-20, "conv2.weight": 1e20, "fc.weight": 1.0}, level=0.01)
     assert (found["conv1.weight"], found["conv2.weight"]) == (pytest.approx(0.08), pytest.approx(0.00125))
