@@ -70,12 +70,13 @@ class Plan:
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether limits for matrices hold for a tensor of that shape: two axes, or more of which two are longer than 1.
+    """Whether limits for matrices hold for a tensor of that shape: two axes, or more of which two are longer than 1;
+    but for a single number.
 
-    >>> is_matrix((1, 768)), is_matrix((768,)), is_matrix((1, 64, 1, 1))
-    (True, False, False)
+    >>> is_matrix((1, 768)), is_matrix((768,)), is_matrix((1, 64, 1, 1)), is_matrix((1, 1))
+    (True, False, False, False)
     """
-    return len(shape) == 2 or (len(shape) > 2 and sum(n > 1 for n in shape) > 1)
+    return (len(shape) == 2 and shape != (1, 1)) or (len(shape) > 2 and sum(n > 1 for n in shape) > 1)
 
 
 def long_vectors(tensors: Sequence[TensorInfo]) -> frozenset[str]:

@@ -155,6 +155,7 @@ def test_a_vector_with_a_choice_has_the_level() -> None:
         ((), False),
         ((5,), False),
         ((5, 1), True),
+        ((1, 1), False),
         ((1, 5, 1), False),
         ((2, 5, 1), True),
         ((1, 1, 1, 1), False),
