@@ -437,7 +437,7 @@ class Reader:
         head = self._pread(8, 0)
         n_header = int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= n_header <= min(MOST_HEADER_BYTES, size - 8):
-            raise FormatError(self.path, "not a safetensors file", hint="squeeze writes the files that expand reads")
+            raise FormatError(self.path, "not a safetensors file", hint="give this command what squeeze writes")
         text = self._pread(n_header, 8)
         table = json.loads(text, object_pairs_hook=_no_duplicates)
         about = table.pop("__metadata__", {}) if isinstance(table, dict) else {}

@@ -356,6 +356,8 @@ ONE = torch.ones(1)
         ({"model": {"best": ONE}, "best": torch.tensor(0.9)}, ["model.best", "best"]),
         ({"model": {"a": ONE}, "ema": {"a": ONE}}, ["model.a", "ema.a"]),
         ({"encoder": {"a": ONE}}, ["encoder.a"]),
+        ({"model": dict.fromkeys("abcdefghi", ONE), "scaler": {"mean": ONE}}, [*"abcdefghi", "scaler.mean"]),
+        ({"model": {"a": ONE}, "scaler": {"mean": ONE}}, ["model.a", "scaler.mean"]),
         ({"model.a": ONE, "model.b": ONE}, ["model.a", "model.b"]),
         ({"module.a": ONE, "b": ONE}, ["module.a", "b"]),
         ({"_orig_mod.module.a": ONE}, ["a"]),
@@ -443,6 +445,16 @@ def test_what_the_process_allows_torch_is_not_allowed_here_and_stays_allowed() -
 
 class Odd:
     """A class that no list of harmless classes has."""
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"), [(torch.nn.Linear(2, 2), ".state_dict()"), ({"x": Odd()}, "['state_dict']")]
+)
+def test_a_refusal_says_how_to_save_the_weights_alone(source: Any, remedy: str) -> None:
+    """By code that needs nothing but the file; `Odd` is what the hyperparameters of a trainer may be."""
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(save(source))
+    assert f"torch.save(torch.load(path, weights_only=False){remedy}, new)" in str(caught.value.hint)
 
 
 # ---- other kinds than the source's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from .records import KeyPath, full_name
@@ -10,6 +11,8 @@ from .records import KeyPath, full_name
 _WRAPPER = re.compile(
     r"(.*_)?state_dict|(model|net|network|module|ema|model_ema)(_(state|weights|params))?|weights|params|parameters"
 )
+_NEARLY_ALL = 0.9
+"""Share of the tensors in dicts that a wrapper holds, if others hold any."""
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 
@@ -17,9 +20,10 @@ _PREFIXES = ("module.", "_orig_mod.")
 def public_names(paths: Sequence[KeyPath], *, shorten: bool = True) -> tuple[list[str], str]:
     """A name for each path, and the prefix that was taken off those under the wrapper ("" for none).
 
-    Off come a wrapper such as "state_dict." where that dict alone holds the tensors (bare tensors beside it keep their
-    name), then "module." where all names under it have it. If short names would collide, all stay long; equal
-    long names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2". Without `shorten` nothing comes off.
+    Off come a wrapper such as "state_dict." where that dict holds all tensors, or nearly all and no other wrapper does
+    (those beside it keep their names), then "module." where all names under it have it. If short names would collide,
+    all stay long; equal long names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2". Without `shorten` nothing
+    comes off.
     """
     full = [full_name(path) or "tensor" * (not path) for path in paths]
     if not shorten:
@@ -44,10 +48,12 @@ def _wrapper(paths: Sequence[KeyPath]) -> tuple[str, list[int]]:
     """The wrapper's dotted prefix and the indices of the paths under it (all, when there is none)."""
     prefix, wrapped, depth = "", list(range(len(paths))), 0
     while True:
-        dicts = {paths[i][depth] for i in wrapped if len(paths[i]) > depth + 1 and isinstance(paths[i][depth + 1], str)}
-        key = dicts.pop() if len(dicts) == 1 else None
-        if not isinstance(key, str) or not _WRAPPER.fullmatch(key):
+        inside = [i for i in wrapped if len(paths[i]) > depth + 1 and isinstance(paths[i][depth + 1], str)]
+        counts = Counter(paths[i][depth] for i in inside)
+        wrappers = [key for key in counts if isinstance(key, str) and _WRAPPER.fullmatch(key)]
+        if len(wrappers) != 1 or counts[wrappers[0]] < _NEARLY_ALL * len(inside):
             return prefix, wrapped
+        key = wrappers[0]
         wrapped = [i for i in wrapped if paths[i][depth] == key and len(paths[i]) > depth + 1]
         prefix, depth = f"{prefix}{key}.", depth + 1
 

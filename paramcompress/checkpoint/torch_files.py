@@ -38,7 +38,7 @@ _LEGACY_PICKLES = 5
 _ALIGNMENT_BYTES = 64
 _ZIP64_BYTES = 20
 _SAVE_WEIGHTS = (
-    "in a session that trusts the file, load it and save only the weights: torch.save(model.state_dict(), path)"
+    "where the file is trusted, save its weights alone: torch.save(torch.load(path, weights_only=False){}, new)"
 )
 _LOADING = threading.Lock()
 """torch's list of safe globals and Python's warning filters are process-wide."""
@@ -91,10 +91,12 @@ def _explained(path: Path, error: Exception, protocol: int) -> CheckpointError:
     text = str(error)
     if foreign := re.search(r"GLOBAL ([\w.]+)", text):
         name = foreign[1]
-        what = "a whole pickled module, not its weights" if name.startswith("torch.nn.") else "more than weights"
-        return CheckpointError(
-            path, f"holds {what}: it needs the class {name}, which is not run here", hint=_SAVE_WEIGHTS
-        )
+        is_module = name.startswith("torch.nn.")
+        what = "a whole pickled module, not its weights" if is_module else "more than weights"
+        hint = _SAVE_WEIGHTS.format(".state_dict()" if is_module else "['state_dict']")
+        if not is_module:
+            hint += ", or whatever key they are under"
+        return CheckpointError(path, f"holds {what}: it needs the class {name}, which is not run here", hint=hint)
     if "Unsupported operand" in text and protocol > 2:
         return CheckpointError(
             path,
