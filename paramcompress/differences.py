@@ -5,11 +5,13 @@ One tensor of each file is in memory at a time.
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -91,7 +93,11 @@ def _open(path: Path) -> Iterator[_Side]:
 
 
 def _renamed(before: _Side, after: _Side) -> dict[str, str]:
-    """Old name by new name, of layers that have the same bits under another name."""
+    """Old name by new name, of layers that have the same bits under another name.
+
+    Of several with the same bits the one whose name is most alike. One number, or the same number everywhere, is what
+    many layers have that have nothing to do with each other: then the last word of the name has to be the same, too.
+    """
     gone = [name for name in before.layers if name not in after.layers]
     come = [name for name in after.layers if name not in before.layers]
     shapes = {(before.layers[name].shape, before.layers[name].dtype) for name in gone}
@@ -99,11 +105,29 @@ def _renamed(before: _Side, after: _Side) -> dict[str, str]:
 
     def key(side: _Side, name: str) -> tuple[object, ...] | None:
         layer = side.layers[name]
-        kind = (layer.shape, layer.dtype)
-        return (*kind, zlib.crc32(_bits(side.load(name)).numpy().data)) if kind in shapes else None
+        if (layer.shape, layer.dtype) not in shapes:
+            return None
+        bits = _bits(side.load(name))
+        numbers = bits.reshape(max(math.prod(layer.shape), 1), -1)
+        word = name.rpartition(".")[2] if bool((numbers == numbers[:1]).all()) else ""
+        return layer.shape, layer.dtype, zlib.crc32(bits.numpy().data), word
 
-    old_by_key = {found: name for name in gone if (found := key(before, name)) is not None}
-    return {name: old_by_key.pop(found) for name in come if (found := key(after, name)) in old_by_key}
+    old_by_key: dict[tuple[object, ...] | None, list[str]] = {}
+    for name in gone:
+        old_by_key.setdefault(key(before, name), []).append(name)
+    old_by_key.pop(None, None)
+    found = {}
+    for name in come:
+        if candidates := old_by_key.get(key(after, name)):
+            found[name] = max(candidates, key=lambda old: _alike(old, name))
+            candidates.remove(found[name])
+    return found
+
+
+def _alike(old: str, new: str) -> int:
+    """Letters that two names have in common, from both ends."""
+    both_ends = zip(old, new, strict=False), zip(old[::-1], new[::-1], strict=False)
+    return sum(1 for pairs in both_ends for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _compare(was: str, name: str, before: _Side, after: _Side) -> LayerDifference:

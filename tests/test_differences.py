@@ -63,6 +63,31 @@ def test_every_kind_of_change(both: tuple[Path, Path]) -> None:
     assert (difference.old_bytes, difference.new_bytes) == tuple(path.stat().st_size for path in both)
 
 
+def test_what_many_layers_have_is_renamed_only_with_its_last_word(tmp_path: Path) -> None:
+    """And to the name that is most alike."""
+    ones, empty = torch.ones(4), torch.empty(0)
+    old = {
+        "a.1.norm.weight": ones,
+        "a.2.norm.weight": ones * 1,
+        "fc.bias": ones * 0,
+        "mask": empty,
+        "steps": torch.tensor(3),
+    }
+    new = {
+        "b.2.norm.weight": ones,
+        "b.1.norm.weight": ones * 1,
+        "other.scale": ones * 0,
+        "cache": empty,
+        "seed": torch.tensor(3),
+    }
+    found = by_name(paramcompress.diff(save(tmp_path / "a.pt", **old), save(tmp_path / "b.pt", **new)))
+    assert {layer.old_name: name for name, layer in found.items() if layer.change == "renamed"} == {
+        "a.1.norm.weight": "b.1.norm.weight",
+        "a.2.norm.weight": "b.2.norm.weight",
+    }
+    assert {name for name, layer in found.items() if layer.change == "added"} == {"other.scale", "cache", "seed"}
+
+
 def test_the_figures(both: tuple[Path, Path]) -> None:
     found = by_name(paramcompress.diff(*both))
     assert found["small.w"].rel_change == pytest.approx(0.01, rel=1e-5)
