@@ -60,8 +60,8 @@ HEAD_BITS = 100
 """Of a stream that has any points, beside these and their classes, about."""
 FINEST = 2.0**24
 """Steps that the largest number may have: float32 tells no more apart."""
-RANKS = (2, 8, 32)
-"""Of low-rank parts that are tried."""
+RANKS = (2, 8, 32, 128)
+"""Of low-rank parts that are tried; the last only where the one before it is the best of them."""
 LEAST_SIDE = 16
 """Shorter side below which low rank is not looked for."""
 WIDEST_TURNED = 1024
@@ -192,8 +192,8 @@ class MetricFit:
         names = ("none", "cosine", *fitted) if self.layout.takes_transform else ("none",)
         plain = [Dictionary(Transform.fitted(name, self.weight, self.layout)) for name in names]
         best = few._with_grid(few._cheapest(plain, price), price, grids)
-        beside = [replace(best.dictionary, low_rank=one) for one in self._low_ranks()]
-        if beside and (found := few._cheapest(beside, price)).cost < best.cost:
+        found = few._with_low_rank(best, self._low_ranks(), price)
+        if found is not best:
             best = few._with_grid(found, price, grids)
         self.dictionary = few._with_order(best.dictionary, price)
 
@@ -214,6 +214,17 @@ class MetricFit:
         few.metric = Metric(self.metric.rows[rows], self.metric.columns, coupling)
         few.share = len(rows) / len(self.weight)
         return few
+
+    def _with_low_rank(self, alone: _Priced, low_ranks: Iterator[LowRank], price: float) -> _Priced:
+        """The low-rank part beside a dictionary that costs least; `alone` where that is none."""
+        best = alone
+        for one in low_ranks:
+            found = self._priced(replace(alone.dictionary, low_rank=one), price)
+            if found.cost < best.cost:
+                best = found
+            elif len(one.exponents) == RANKS[-2]:
+                break
+        return best
 
     def _with_grid(self, priced: _Priced, price: float, grids: Sequence[Grid]) -> _Priced:
         """A dictionary with the grid that costs least."""
@@ -276,24 +287,24 @@ class MetricFit:
         metric = self.metric.columns[0]
         root = np.sqrt(metric) if metric.ndim == 1 else np.linalg.cholesky(metric)
         worth = np.sqrt(self.metric.rows / self.metric.rows.mean())[:, None]
-        generator = torch.Generator().manual_seed(self.seed)
-        rank = min(max(RANKS), min(shape))
         scaled = torch.from_numpy(worth * (self.weight * root if root.ndim == 1 else self.weight @ root))
-        directions, image, _ = truncated_svd(scaled, rank, generator=generator)
-        atoms = directions.double().numpy()
-        atoms = atoms / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, atoms)
-        lengths = np.linalg.norm(atoms, axis=0)
-        atoms, coefficients = atoms / lengths, image.double().numpy() / worth * lengths
-        for r in RANKS:
-            if r > min(shape) // 2:
-                return
-            left = float(np.square(self.weight - coefficients[:, :r] @ atoms[:, :r].T).mean())
-            values = np.linalg.norm(coefficients[:, :r], axis=0)
-            if left > 0 and (values > 0).all():
-                noise = ranks.ATOM_NOISE * left
-                found = ranks.quantise_factors(coefficients[:, :r], atoms[:, :r], values, noise)
-                if found is not None:
-                    yield found
+        for some in (RANKS[:-1], RANKS[-1:]):  # few layers want the last
+            generator = torch.Generator().manual_seed(self.seed)
+            directions, image, _ = truncated_svd(scaled, min(some[-1], *shape), generator=generator)
+            atoms = directions.double().numpy()
+            atoms = atoms / root[:, None] if root.ndim == 1 else np.linalg.solve(root.T, atoms)
+            lengths = np.linalg.norm(atoms, axis=0)
+            atoms, coefficients = atoms / lengths, image.double().numpy() / worth * lengths
+            for r in some:
+                if r > min(shape) // 2:
+                    return
+                left = float(np.square(self.weight - coefficients[:, :r] @ atoms[:, :r].T).mean())
+                values = np.linalg.norm(coefficients[:, :r], axis=0)
+                if left > 0 and (values > 0).all():
+                    noise = ranks.ATOM_NOISE * left
+                    found = ranks.quantise_factors(coefficients[:, :r], atoms[:, :r], values, noise)
+                    if found is not None:
+                        yield found
 
     def _factors(self, one: Coordinates, grid: Grid, price: float, *, rough: bool) -> Factors:
         wide = self.metric.columns.ndim == 3 and self.layout.n_columns > WIDEST_COMPARED

@@ -25,6 +25,7 @@ from paramcompress.calibration import calibrate
 from paramcompress.checkpoint import TensorInfo
 from paramcompress.codec import Layout, LowRank, encode_factored
 from paramcompress.container import Reader
+from paramcompress.dictionaries.lowrank import truncated_svd
 from paramcompress.errors import BudgetError, CalibrationError, ConfigError
 from paramcompress.fit import EFFORTS
 from paramcompress.fit.ranks import quantise_factors
@@ -115,6 +116,30 @@ def test_low_rank_is_found_where_it_pays(rng: np.random.Generator) -> None:
     plain = fit.at(0.01)
     costs = [metric.cost(one.reconstruct() - weight) + 0.08 * len(encode_factored(one)) for one in (found, plain)]
     assert costs[0] < 0.9 * costs[1]
+
+
+def test_many_directions_are_looked_for_where_some_pay(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decomposition of 128 directions takes its time; most layers have no use for 32."""
+    asked = []
+
+    def spied(weight: Tensor, rank: int, **options: Any) -> Any:
+        asked.append(rank)
+        return truncated_svd(weight, rank, **options)
+
+    monkeypatch.setattr(metric_fit, "truncated_svd", spied)
+    noise = rng.standard_normal((400, 400))
+    many = rng.standard_normal((400, 120)) @ rng.standard_normal((120, 400)) / 11 + 0.02 * noise
+    ranks = []
+    for weight in (noise, many):
+        white = Metric(np.ones(400), np.eye(400)[None])
+        fit = MetricFit(weight.astype(np.float32), Layout.of(weight.shape), white, EFFORTS["default"])
+        fit.choose_dictionary(1e-3)
+        assert fit.dictionary is not None
+        low_rank = fit.dictionary.low_rank
+        ranks.append(0 if low_rank is None else len(low_rank.exponents))
+    assert (asked, ranks) == ([32, 32, 128], [0, 128])
 
 
 def test_costs_of_coupled_rows_are_those_of_the_whole_matrix(rng: np.random.Generator) -> None:
