@@ -289,6 +289,8 @@ class MetricFit:
         worth = np.sqrt(self.metric.rows / self.metric.rows.mean())[:, None]
         scaled = torch.from_numpy(worth * (self.weight * root if root.ndim == 1 else self.weight @ root))
         for some in (RANKS[:-1], RANKS[-1:]):  # few layers want the last
+            if some[0] > min(shape) // 2:
+                return
             generator = torch.Generator().manual_seed(self.seed)
             directions, image, _ = truncated_svd(scaled, min(some[-1], *shape), generator=generator)
             atoms = directions.double().numpy()
