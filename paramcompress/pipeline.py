@@ -613,7 +613,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def _stem(path: Path) -> str:
     """Name without what says which kind of file it is."""
     path = path if path.name else path.resolve()
-    for suffix in (_SUFFIX, ".safetensors.index.json", ".bin.index.json"):
+    for suffix in (_SUFFIX, ".safetensors.index.json", ".bin.index.json", ".pth.tar", ".pt.tar"):
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
     return path.name if path.is_dir() else path.stem

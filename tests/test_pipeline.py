@@ -698,6 +698,7 @@ def test_names_of_outputs() -> None:
     for source, squeezed in [
         ("a/model.pt", "a/model.squeezed.safetensors"),
         ("model.v1.safetensors", "model.v1.squeezed.safetensors"),
+        ("model.pth.tar", "model.squeezed.safetensors"),
         ("a/model.safetensors.index.json", "a/model.squeezed.safetensors"),
     ]:
         assert pipeline.default_output(Path(source)) == Path(squeezed)
