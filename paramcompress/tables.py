@@ -71,14 +71,17 @@ def printable(text: str) -> str:
 
 
 def shorten(name: str, width: int, *, ascii_only: bool = False) -> str:
-    """`name` in at most `width` cells: words become initials, from the middle out; digits and dots stay.
+    """`name` in at most `width` cells: words become initials, from the middle out, then underscores go, then dots, but
+    for those between digits; digits stay.
 
     So `layers.17` and `layers.18` remain two names. What is still too long loses its middle.
 
     >>> shorten("model.layers.17.self_attn.q_proj.weight", 27)
     'model.l.17.s_a.q_p.weight'
     >>> shorten("model.layers.17.self_attn.q_proj.weight", 10)
-    'm.l.1…_p.w'
+    'ml17saqpw'
+    >>> shorten("model.layers.17.self_attn.q_proj.weight", 7)
+    'ml1…qpw'
     """
     words = sorted(re.finditer(r"[^\W\d_]{2,}", name), key=lambda word: abs(word.start() + word.end() - len(name)))
     marks = list(name)
@@ -87,6 +90,10 @@ def shorten(name: str, width: int, *, ascii_only: bool = False) -> str:
             break
         marks[word.start() + 1 : word.end()] = [""] * (word.end() - word.start() - 1)
     short = "".join(marks)
+    for separator in ("_", r"(?<!\d)\.|\.(?!\d)"):
+        if cell_len(short) <= width:
+            return short
+        short = re.sub(separator, "", short)
     if cell_len(short) <= width:
         return short
     head = width // 2

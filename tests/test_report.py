@@ -162,6 +162,10 @@ def test_shortened_names_fit(name: str, width: int) -> None:
 def test_shortened_names_keep_apart_what_numbers_tell_apart() -> None:
     names = [f"layer{stage}.{block}.conv{i}.weight" for stage in (1, 2, 3) for block in range(9) for i in (1, 2)]
     assert len({shorten(name, 13) for name in names}) == len(names)
+    deep = [
+        f"main_block.layers.{i}.0.layers.{j}.0.{k}.fn.to_q.weight" for i in range(3) for j in range(3) for k in (0, 1)
+    ]
+    assert len({shorten(name, 19) for name in deep}) == len(deep)
 
 
 @pytest.mark.parametrize(
