@@ -15,7 +15,7 @@ from paramcompress.records import LayerReport, Progress
 from paramcompress.units import format_size
 from paramcompress.vectors import VECTOR
 
-FLAT_SHARE = 0.25
+FLAT_SHARE = 0.1
 """Of a file's bytes, from which on exact long vectors are noted."""
 
 

@@ -188,9 +188,13 @@ def _encode_coarse(
     if vector is not None and tensor.numel() <= _SHORT:
         return vector
     factored = _encode_factored(info, tensor, norm, setting, effort, seed, device, prove)
-    if vector is None or factored is None:
-        return vector or factored
-    return factored if factored.n_bytes + _OWN_BYTES < len(vectors.pack([vector.stream])) else vector
+    if vector is None:
+        return factored
+    coarse, n_bytes = vector, len(vectors.pack([vector.stream]))
+    if factored is not None and factored.n_bytes + _OWN_BYTES < n_bytes:
+        coarse, n_bytes = factored, factored.n_bytes
+    # tables, such as positions or a ramp, take next to nothing in planes of bytes
+    return coarse if n_bytes < len(codec.encode_exact(_raw(tensor), tensor.element_size())) else None
 
 
 def _encode_vector(info: TensorInfo, tensor: Tensor, limit: float, prove: bool) -> Piece | None:
@@ -389,6 +393,9 @@ def coded(
 
 def _unheeded(choice: Choice, factors: codec.Factors) -> str:
     """What was asked for and could not be."""
+    asked_for_low_rank = choice.dictionary is not None and choice.dictionary.startswith("lowrank")
+    if asked_for_low_rank and factors.rank == 0 and choice.rank is None:
+        return f"dictionary {choice.dictionary} was asked for, no direction of it pays"
     if choice.rank is not None and factors.rank < choice.rank:
         return f"rank {choice.rank} was asked for, its shape has room for {factors.rank}"
     if choice.dictionary is not None and factors.transform == "none" and choice.dictionary[-4:] not in ("none", "rank"):

@@ -23,7 +23,7 @@ DEFAULT_MAX_REL_ERROR = 0.03
 """Where no target is given; docs/defaults.md has the measurements."""
 VECTOR_LIMIT = 1e-3
 """Relative error of vectors when the target is a size."""
-LONG, LONG_SHARE = 4096, 0.005
+LONG, LONG_SHARE = 1024, 0.005
 """Numbers, and share of all, from which on a vector must be weights that some library keeps flat."""
 SIZE_POWER, LOUDNESS_POWER = 0.125, -0.5
 """Under a size target, the relative error allowed in a matrix grows with these powers of its number of weights and of
@@ -111,7 +111,7 @@ def make(
     for pattern, found in matches.items():
         if not found:
             near = difflib.get_close_matches(pattern, names, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "inspect lists the names"
+            hint = f"did you mean {', '.join(near)}?" if near else "squeeze --dry-run -v lists the names"
             raise ConfigError(f"pattern {pattern!r} matches no tensor", hint=hint)
     first = {info.name: info.alias_of or info.name for info in tensors}
     matches = {pattern: _with_ties(found, first) for pattern, found in matches.items()}
@@ -225,7 +225,7 @@ def impossible(target_bytes: int, smallest: int) -> BudgetError:
     return BudgetError(
         f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
         smallest_bytes=smallest,
-        hint=f"ask for at least {smallest:,} bytes, or let more be squeezed; inspect shows what takes the bytes",
+        hint=f"ask for at least {smallest:,} bytes, or let more be squeezed (--dry-run -v lists what there is)",
     )
 
 

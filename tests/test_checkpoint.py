@@ -358,6 +358,7 @@ ONE = torch.ones(1)
         ({"encoder": {"a": ONE}}, ["encoder.a"]),
         ({"model": dict.fromkeys("abcdefghi", ONE), "scaler": {"mean": ONE}}, [*"abcdefghi", "scaler.mean"]),
         ({"model": {"a": ONE}, "scaler": {"mean": ONE}}, ["model.a", "scaler.mean"]),
+        ({"state_dict": dict.fromkeys("abcdefghi", ONE), "ema": {"decay": ONE}}, [*"abcdefghi", "ema.decay"]),
         ({"model.a": ONE, "model.b": ONE}, ["model.a", "model.b"]),
         ({"module.a": ONE, "b": ONE}, ["module.a", "b"]),
         ({"_orig_mod.module.a": ONE}, ["a"]),

@@ -323,6 +323,37 @@ def test_regression_a_few_loud_features_have_directions_in_common(rng: np.random
     assert squeeze_one(weight, 0.05, "default")[0].entry.rank >= 4
 
 
+def test_no_more_directions_than_the_limit_asks_for(rng: np.random.Generator) -> None:
+    """Where they leave less than may be left, no other part of the file can make use of the rest."""
+    left, right = (np.linalg.qr(rng.standard_normal((n, 100)))[0] for n in (900, 700))
+    product = torch.from_numpy(left * np.exp(-np.arange(100) / 4) @ right.T).float()
+    free, fewer = (squeeze_one(product, 0.03, "default", **choice)[0].entry for choice in ({}, {"rank": 13}))
+    assert free.n_bytes < 1.01 * min(
+        squeeze_one(product, 0.03, "default", rank=rank)[0].entry.n_bytes for rank in range(11, 20)
+    )
+    assert free.density == 0 < fewer.density
+
+
+def test_small_matrices_of_one_direction(rng: np.random.Generator) -> None:
+    """The state matrices of selective state space models are such."""
+    decay = torch.arange(1, 9).log().repeat(192, 1) + 0.01 * gaussian(rng, 192, 8)
+    assert squeeze_one(decay, 0.03, "default")[0].entry.rank == 1
+
+
+def test_low_rank_that_does_not_pay_is_said_where_it_was_asked_for(rng: np.random.Generator) -> None:
+    piece = squeeze_one(gaussian(rng, 64, 64), 0.03, "default", dictionary="lowrank")[0]
+    assert (piece.entry.rank, piece.note) == (0, "dictionary lowrank was asked for, no direction of it pays")
+
+
+@pytest.mark.parametrize(
+    "table", [torch.linspace(0, 1000, 20_000), torch.arange(5000.0), torch.arange(1024.0).repeat(4)]
+)
+def test_regression_a_table_that_takes_fewer_bytes_exact_is_exact(table: Tensor) -> None:
+    piece, decoded = squeeze_one(table, 0.03, "default")
+    assert piece.entry.codec == "exact"
+    assert torch.equal(decoded, table)
+
+
 def test_a_rank_that_cannot_hold_the_limit_says_so(rng: np.random.Generator) -> None:
     with pytest.raises(BudgetError, match="tensor 'w'") as caught:
         squeeze_one(low_rank(rng, 60, 50, 20), 0.05, "default", rank=2, density=0.0)

@@ -20,10 +20,9 @@ _PREFIXES = ("module.", "_orig_mod.")
 def public_names(paths: Sequence[KeyPath], *, shorten: bool = True) -> tuple[list[str], str]:
     """A name for each path, and the prefix that was taken off those under the wrapper ("" for none).
 
-    Off come a wrapper such as "state_dict." where that dict holds all tensors, or nearly all and no other wrapper does
-    (those beside it keep their names), then "module." where all names under it have it. If short names would collide,
-    all stay long; equal long names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2". Without `shorten` nothing
-    comes off.
+    Off come a wrapper such as "state_dict." where that dict holds nearly all tensors (those beside it keep their
+    names), then "module." where all names under it have it. If short names would collide, all stay long; equal long
+    names ({"a": {"b": …}, "a.b": …}) are numbered: "a.b", "a.b#2". Without `shorten` nothing comes off.
     """
     full = [full_name(path) or "tensor" * (not path) for path in paths]
     if not shorten:
@@ -50,10 +49,9 @@ def _wrapper(paths: Sequence[KeyPath]) -> tuple[str, list[int]]:
     while True:
         inside = [i for i in wrapped if len(paths[i]) > depth + 1 and isinstance(paths[i][depth + 1], str)]
         counts = Counter(paths[i][depth] for i in inside)
-        wrappers = [key for key in counts if isinstance(key, str) and _WRAPPER.fullmatch(key)]
-        if len(wrappers) != 1 or counts[wrappers[0]] < _NEARLY_ALL * len(inside):
+        key, count = counts.most_common(1)[0] if counts else ("", 0)
+        if not isinstance(key, str) or not _WRAPPER.fullmatch(key) or count < _NEARLY_ALL * len(inside):
             return prefix, wrapped
-        key = wrappers[0]
         wrapped = [i for i in wrapped if paths[i][depth] == key and len(paths[i]) > depth + 1]
         prefix, depth = f"{prefix}{key}.", depth + 1
 

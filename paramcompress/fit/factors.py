@@ -157,7 +157,7 @@ def _choose(
         transforms.append(Transform.fitted(name, weight, layout))
         sizes.append(n_bytes(transforms[-1], None))
     best = transforms[sizes.index(min(sizes))]
-    if not wanted or (choice.rank is None and ranks.is_too_small(weight)):
+    if not wanted or (choice == Choice() and ranks.is_too_small(weight)):
         return best, None
     alone = min(sizes) or n_bytes(best, None)
     least = alone if choice.rank is None and asked is None else math.inf

@@ -38,8 +38,8 @@ FEW = 32
 more, half as many are tried, too."""
 WIDE = 96
 """Shorter side from which on the second of these is where it begins: fewer are rarely enough there."""
-LEAST_LOW_RANK = 2048
-"""Weights below which low rank is not looked for."""
+LEAST_LOW_RANK = 1024
+"""Weights below which low rank is not looked for unasked."""
 ASKED_ALONE = 32
 """Shorter side from which on the largest direction has to pay before more of them are found. Below, that is done as
 soon, and a few directions may pay where one does not."""
@@ -53,7 +53,7 @@ _POWER_MARGIN = 1.15
 
 
 def is_too_small(weight: NDArray[np.float32]) -> bool:
-    """Whether low rank is not even looked for."""
+    """Whether low rank is not even looked for unasked."""
     return min(weight.shape) < 4 or weight.size < LEAST_LOW_RANK
 
 
@@ -94,11 +94,21 @@ def low_ranks(
             return
         ranks = {best, best // 2} - {0} if thorough or best > min(FEW, smaller // 4) else {best}
     energy = float(metrics.survey(torch.from_numpy(weight)).norm) ** 2
+    residuals = np.maximum(energy - np.cumsum(np.square(values, dtype=np.float64)), 0.0) / weight.size
+    if rank is None:
+        ranks |= _sufficient(residuals, sum(weight.shape) / weight.size, target)
     for r in sorted(ranks, reverse=True):
-        left = max(energy - float(np.square(values[:r]).sum()), 0.0) / weight.size
+        left = float(residuals[r - 1])
         low_rank = quantise_factors(coefficients[:, :r], atoms[:, :r], values[:r], ATOM_NOISE * max(left, target))
         if low_rank is not None:
             yield low_rank
+
+
+def _sufficient(residuals: NDArray[np.float64], numbers: float, target: float) -> set[int]:
+    """The fewest directions that alone leave no more than `target`, with the noise of their numbers; none if there are
+    not so few. numbers: of a direction / weights of the layer."""
+    noise = ATOM_NOISE * np.maximum(residuals, target) * numbers * np.arange(1, len(residuals) + 1)
+    return set((np.flatnonzero(residuals + noise <= target)[:1] + 1).tolist())
 
 
 def n_bytes(low_rank: LowRank) -> int:
