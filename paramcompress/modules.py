@@ -42,8 +42,9 @@ def check_model(model: nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> Non
     expected = {name: tuple(value.shape) for name, value in state.items()}
     first = canonical_names(model, tensors)
     optional = {name for name in expected if name.endswith("num_batches_tracked") or first.get(name, name) in tensors}
-    wrong = [f"{name} (only in the checkpoint)" for name in tensors if name not in expected]
-    wrong += [f"{name} (only in the model)" for name in expected if name not in tensors and name not in optional]
+    beside = [f"{name} (only in the checkpoint)" for name in tensors if name not in expected]
+    missing = [name for name in expected if name not in tensors and name not in optional]
+    wrong = [*beside, *(f"{name} (only in the model)" for name in missing)]
     wrong += [
         f"{name} ({shape} in the checkpoint, {expected[name]} in the model)"
         for name, shape in tensors.items()
@@ -51,11 +52,12 @@ def check_model(model: nn.Module, tensors: Mapping[str, tuple[int, ...]]) -> Non
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        is_prefixed = bool(expected) and all(name.startswith("module.") for name in expected)
-        hint = "a checkpoint is read without a `module.` that all its names share: give the model inside"
-        raise CalibrationError(
-            f"the model does not fit the checkpoint: {', '.join(wrong[:5])}{more}", hint=hint if is_prefixed else ""
-        )
+        hint = ""
+        if expected and all(name.startswith("module.") for name in expected):
+            hint = "a checkpoint is read without a `module.` that all its names share: give the model inside"
+        elif wrong == beside:
+            hint = "what the model lacks has to be in a file of its own: torch.save(model.state_dict(), path)"
+        raise CalibrationError(f"the model does not fit the checkpoint: {', '.join(wrong[:5])}{more}", hint=hint)
 
 
 def copied(model: nn.Module) -> nn.Module:

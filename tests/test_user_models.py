@@ -553,6 +553,9 @@ def test_differences_are_said_in_one_line() -> None:
     with pytest.raises(CalibrationError, match=r"weight \(only in the checkpoint\)") as caught:
         check_model(wrapper, shapes_of(inner))
     assert "give the model inside" in str(caught.value.hint)
+    with pytest.raises(CalibrationError, match=r"scaler.scale \(only in the checkpoint\)") as caught:
+        check_model(inner, {**shapes_of(inner), "scaler.scale": ()})
+    assert "torch.save(model.state_dict(), path)" in str(caught.value.hint)
 
 
 def test_a_model_spread_over_devices_fits_its_checkpoint(tmp_path: Path) -> None:
