@@ -194,7 +194,7 @@ def _encode_coarse(
     if factored is not None and factored.n_bytes + _OWN_BYTES < n_bytes:
         coarse, n_bytes = factored, factored.n_bytes
     # tables, such as positions or a ramp, take next to nothing in planes of bytes
-    return coarse if n_bytes < len(codec.encode_exact(_raw(tensor), tensor.element_size())) else None
+    return coarse if not _is_near_exact(tensor, n_bytes) or n_bytes < _exact_bytes(tensor) else None
 
 
 def _encode_vector(info: TensorInfo, tensor: Tensor, limit: float, prove: bool) -> Piece | None:
@@ -330,11 +330,19 @@ def _may_be_smaller_exact(tensor: Tensor, n_bytes: int) -> bool:
     """Whether weights may take fewer bytes exact than that, by two samples: weights that were quantised or pruned
     before have many equal ones, which is seen at once, and what they take exact is seen in a piece of them."""
     sample = tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)].float().numpy()
-    if len(np.unique(sample)) >= _DISTINCT * len(sample):
-        return False
+    return len(np.unique(sample)) < _DISTINCT * len(sample) and _is_near_exact(tensor, n_bytes)
+
+
+def _is_near_exact(tensor: Tensor, n_bytes: int) -> bool:
+    """Whether a tensor takes less than half as much again exact, by a piece of it."""
     raw = _raw(tensor)
     piece = raw[len(raw) // 2 // 8 * 8 :][:_PIECE_BYTES]
     return len(codec.encode_exact(piece, tensor.element_size())) / len(piece) * len(raw) < 1.5 * n_bytes
+
+
+def _exact_bytes(tensor: Tensor) -> int:
+    """Of a stream of its own."""
+    return len(codec.encode_exact(_raw(tensor), tensor.element_size()))
 
 
 def restated(entry: Entry, rel_error: float) -> Entry:
@@ -348,11 +356,7 @@ def _factored_piece(
     """crc: of the decoded tensor."""
     n_raw = tensor.numel() * tensor.element_size()
     if len(stream) > 0.7 * n_raw or _may_be_smaller_exact(tensor, len(stream)):
-        exact = (
-            n_raw
-            if n_raw < container.SMALL_EXACT_BYTES
-            else len(codec.encode_exact(_raw(tensor), tensor.element_size()))
-        )
+        exact = min(n_raw, _exact_bytes(tensor))
         if exact <= len(stream):
             return None
     density = factors.n_stored / tensor.numel()

@@ -346,7 +346,8 @@ def test_low_rank_that_does_not_pay_is_said_where_it_was_asked_for(rng: np.rando
 
 
 @pytest.mark.parametrize(
-    "table", [torch.linspace(0, 1000, 20_000), torch.arange(5000.0), torch.arange(1024.0).repeat(4)]
+    "table",
+    [torch.linspace(0, 1000, 20_000), torch.arange(5000.0), torch.arange(1024.0).repeat(4), torch.full((64, 64), 0.1)],
 )
 def test_regression_a_table_that_takes_fewer_bytes_exact_is_exact(table: Tensor) -> None:
     piece, decoded = squeeze_one(table, 0.03, "default")
