@@ -133,7 +133,7 @@ def test_fast_fits_no_basis_unasked(rng: np.random.Generator) -> None:
 def test_the_largest_direction_at_every_scale(scale: float, rng: np.random.Generator) -> None:
     """Squares of the smallest and the largest leave float32, in which the loops work."""
     weight = (noise(rng, 60, 40) * scale).astype(np.float32)
-    value, atom = ranks._largest(weight)
+    value, atom = ranks._largest(weight, ranks.mean_squares(weight))
     exact = float(np.linalg.svd(weight.astype(np.float64))[1][0])
     assert exact / 1.15 < value <= exact * 1.0001
     assert np.linalg.norm(atom) == pytest.approx(1, rel=1e-4)
@@ -145,22 +145,15 @@ def test_the_largest_direction_at_every_scale(scale: float, rng: np.random.Gener
 def test_a_layer_without_bits_gets_no_low_rank(rng: np.random.Generator) -> None:
     """All of it is less than the error that is allowed, so there is nothing that a direction could save."""
     weight = noise(rng, 64, 64)
-    assert not tried(weight, 2.0, bits=0.0)
+    assert not tried(weight, 2.0)
+    assert tried(weight + 1, 0.1)
 
 
-def test_low_rank_is_asked_by_the_bits_that_a_layer_really_takes(rng: np.random.Generator) -> None:
-    """A direction saves the Gaussian share of them; of few bits that is less than its own."""
-    weight = noise(rng, 64, 64) + 1
-    by_theory = 64 * 64 / 2 * np.log2(2 / 0.1)
-    assert tried(weight, 0.1, bits=by_theory)
-    assert not tried(weight, 0.1, bits=by_theory / 8)
-
-
-def tried(weight: NDArray[np.float32], target: float, *, bits: float) -> list[LowRank]:
-    return list(ranks.low_ranks(weight, Transform("none"), target, None, 0, "cpu", False, bits))
+def tried(weight: NDArray[np.float32], target: float) -> list[LowRank]:
+    return list(ranks.low_ranks(weight, Transform("none"), target, None, 0, "cpu", False))
 
 
 def test_nothing_has_no_direction() -> None:
-    value, atom = ranks._largest(np.zeros((5, 4), np.float32))
+    value, atom = ranks._largest(np.zeros((5, 4), np.float32), np.zeros(5))
     assert value == 0
     assert not atom.any()

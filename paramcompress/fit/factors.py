@@ -162,7 +162,7 @@ def _choose(
     alone = min(sizes) or n_bytes(best, None)
     least = alone if choice.rank is None and asked is None else math.inf
     chosen = None
-    for low_rank in ranks.low_ranks(weight, best, target, choice.rank, seed, device, effort.thorough, 8 * alone):
+    for low_rank in ranks.low_ranks(weight, best, target, choice.rank, seed, device, effort.thorough):
         n = n_bytes(best, low_rank)
         if n < least:
             least, chosen = n, low_rank

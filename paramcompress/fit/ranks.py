@@ -43,8 +43,6 @@ LEAST_LOW_RANK = 1024
 ASKED_ALONE = 32
 """Shorter side from which on the largest direction has to pay before more of them are found. Below, that is done as
 soon, and a few directions may pay where one does not."""
-_EXCESS = 0.25
-"""Bits of a number that a scalar quantiser and its coder need beyond the rate-distortion function."""
 _ENERGY_ROWS = 32
 """Features from which the energies of the columns are measured."""
 _POWER_STEPS = 3
@@ -65,10 +63,8 @@ def low_ranks(
     seed: int,
     device: str,
     thorough: bool,
-    bits: float,
 ) -> Iterator[LowRank]:
-    """Quantised low-rank parts worth trying beside a transform, which alone leaves so many bits; of the given rank if
-    there is one."""
+    """Quantised low-rank parts worth trying beside a transform; of the given rank if there is one."""
     smaller = min(weight.shape)
 
     def factors(n: int) -> tuple[NDArray[np.float32], ...]:
@@ -81,13 +77,13 @@ def low_ranks(
         atoms, coefficients, values = factors(rank)
     else:
         some_rows = spread(len(weight), _ENERGY_ROWS)
-        if smaller > ASKED_ALONE and _largest_gain(weight, some_rows, transform.inverse, target, bits) <= 0:
+        if smaller > ASKED_ALONE and _largest_gain(weight, some_rows, transform.inverse, target) <= 0:
             return
         energies = mean_squares(transform.coordinates(weight))
         for n_looked_at in SPECTRUM[smaller >= WIDE :]:
             atoms, coefficients, values = factors(n_looked_at)
             directions = transform.coordinates(np.ascontiguousarray((atoms * values).T))
-            best, gain = _best_rank(values, directions, energies, len(weight), target, bits)
+            best, gain = _best_rank(values, directions, energies, len(weight), target)
             if best < min(n_looked_at, smaller):
                 break
         if gain <= 0:
@@ -121,7 +117,7 @@ def n_bytes(low_rank: LowRank) -> int:
 
 
 @compiled_sums
-def _largest_gain(weight, some_rows, inverse, target, bits):
+def _largest_gain(weight, some_rows, inverse, target):
     """Bits that the largest direction saves, by the energies of some rows in the coordinates of a transform."""
     n_rows, n_columns = weight.shape
     some = np.empty((len(some_rows), n_columns), np.float32)
@@ -138,7 +134,7 @@ def _largest_gain(weight, some_rows, inverse, target, bits):
     value *= np.sqrt(_POWER_MARGIN)
     direction = np.empty((n_columns, 1), np.float32)
     turn((atom * np.float32(value)).reshape(1, -1), inverse, direction)
-    return _best_rank(np.array([value]), direction, energies, n_rows, target, bits)[1]
+    return _best_rank(np.array([value]), direction, energies, n_rows, target)[1]
 
 
 @compiled_sums
@@ -188,11 +184,11 @@ def mean_squares(x):
 
 
 @compiled
-def _best_rank(values, directions, energies, n, target, bits):
+def _best_rank(values, directions, energies, n, target):
     """Rank of least bits, and the bits it saves, by the Gaussian rate-distortion function.
 
     It is right for layers like noise. Many others take fewer bits than it says, and then save less, too, and their
-    directions cost less: all by the same share.
+    directions cost less: about by the same share, which so does not matter here.
 
     Taking directions out of the layer takes each column from its mean square to what is left of it, which saves n /
     2 log2 of their ratio, down to the target. The n + m numbers of a direction, quantised with the noise of
@@ -200,13 +196,9 @@ def _best_rank(values, directions, energies, n, target, bits):
     added to what is left.
 
     values: (r,) singular values, falling. directions: (m, r) atoms times singular values, in the coordinates that are
-    quantised. energies: (m,) mean squares of the columns there. n: features. bits: without low rank, estimated.
+    quantised. energies: (m,) mean squares of the columns there. n: features.
     """
     m = len(energies)
-    gaussian = n * m * _EXCESS
-    for energy in energies:
-        gaussian += n / 2 * np.log2(max(energy / target, 1.0))
-    share = min(bits / gaussian, 1.0)
     left = energies.copy()
     best, best_gain, cost = 0, 0.0, 0.0
     for r in range(len(values)):
@@ -220,7 +212,7 @@ def _best_rank(values, directions, energies, n, target, bits):
         for k in (n, m):
             cost += k / 2 * np.log2(1 + np.float64(values[r]) ** 2 / (k * noise)) + 0.7 * k
         added = n * m / 2 * np.log2(1 + ATOM_NOISE * (r + 1) * (n + m) / (n * m))
-        gain = share * (n / 2 * saved - added - cost)
+        gain = n / 2 * saved - added - cost
         if gain > best_gain:
             best, best_gain = r + 1, gain
     return best, best_gain
