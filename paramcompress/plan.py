@@ -47,9 +47,7 @@ class Plan:
     vector_limit: float
     """0 keeps vectors exact."""
     shares: Mapping[str, float]
-    """Of the level, for matrices; 1 where nothing is said."""
-    long: frozenset[str] = frozenset()
-    """Vectors that the level is for, as for matrices."""
+    """Of the level, for matrices, where 1 holds if nothing is said, and for long vectors that have it as these do."""
 
     def setting(self, info: TensorInfo, level: float) -> Setting:
         """What is done to one tensor at that level."""
@@ -62,7 +60,7 @@ class Plan:
         if override.max_rel_error is not None:
             return Setting(override.max_rel_error, choice, is_variance=as_variance)
         share = self.shares.get(info.name, 1.0)
-        has_level = is_matrix(info.shape) or info.name in self.long
+        has_level = is_matrix(info.shape) or info.name in self.shares
         limit = min(level * share, 1.0) if has_level else min(self.vector_limit, level)
         if choice != Choice() and limit == 0:
             limit = level
@@ -128,7 +126,6 @@ def make(
         frozenset(squeezed),
         VECTOR_LIMIT if loudness is not None else 0.0,
         _shares(tensors, loudness or {}),
-        frozenset() if loudness is None else long_vectors(tensors),
     )
 
 
@@ -225,7 +222,7 @@ def impossible(target_bytes: int, smallest: int) -> BudgetError:
     return BudgetError(
         f"no file of {target_bytes:,} bytes: the smallest possible has {smallest:,}",
         smallest_bytes=smallest,
-        hint=f"ask for at least {smallest:,} bytes, or let more be squeezed (--dry-run -v lists what there is)",
+        hint=f"ask for at least {smallest:,} bytes, or let more be squeezed (--dry-run -v without a size lists it)",
     )
 
 
